@@ -1,0 +1,10 @@
+"""Every test has its own cache, its own Ray cluster where it needs one, and one thread for each torch operation."""
+
+import os
+import tempfile
+
+os.environ["RAY_ADDRESS"] = "local"
+os.environ["OMP_NUM_THREADS"] = "1"  # small tensors on a busy machine: more threads are many times slower
+os.environ["MURA_CACHE"] = tempfile.mkdtemp(prefix="mura-test-cache-")
+for name in ("MURA_SOURCE", "MURA_DATA", "MURA_RUNS", "MURA_ENSEMBLE"):
+    os.environ.pop(name, None)
