@@ -1,0 +1,220 @@
+"""Shards: FFCV's .beton files of one-channel images. Writes one, describes one, and joins several into one.
+
+A file is a header, a descriptor per field, the metadata (fixed-size values and pointers, one row a sample), pages with
+the images, and a table of allocations. It holds neither a checksum nor a magic number, and FFCV answers damage with
+wrong images or a crash: whoever opens a file verifies its hash first.
+"""
+
+import os
+import queue
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing import Value
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+
+import numpy as np
+
+from mura_ray.data._ffcv import (
+    ALLOC_TABLE_TYPE,
+    CURRENT_VERSION,
+    MIN_PAGE_SIZE,
+    DatasetWriter,
+    Field,
+    FieldDescType,
+    HeaderType,
+    IntField,
+    MemoryAllocator,
+    NDArrayField,
+    worker_job_indexed_dataset,
+)
+
+PAGE_BYTES = MIN_PAGE_SIZE
+"""2 MiB: FFCV's least, because the first and the last page of a file are always whole."""
+
+_PAGES_PER_SHARD = 62  # with the header's page and the tables just below 128 MiB
+_FIELDS = ("image", "label", "study_type", "sample_id")
+_METADATA_TYPE = np.dtype([("image", "<u8"), ("label", "<i8"), ("study_type", "<i8"), ("sample_id", "<i8")])
+_METADATA_START = HeaderType.itemsize + len(_FIELDS) * FieldDescType.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a file's header says: its number of images and their side in pixels."""
+
+    num_images: int
+    image_size: int
+
+
+def num_shards(num_images: int, image_size: int) -> int:
+    """Into how many shards of near-equal size a split is cut: each of 64 to 128 MiB, or a single smaller one."""
+    images_per_shard = _PAGES_PER_SHARD * (PAGE_BYTES // image_size**2)
+    return -(-num_images // images_per_shard)
+
+
+def write_shard(
+    path: Path, images: np.ndarray, labels: np.ndarray, type_index: np.ndarray, sample_ids: np.ndarray
+) -> None:
+    """Writes a file that stock FFCV reads; the same arrays always give the same bytes.
+
+    FFCV's own writer, run in this process and not in forks of it, where an exception leaves it waiting for ever.
+
+    Args:
+        path: where; overwritten.
+        images: uint8 [n, S, S], n at least 1.
+        labels: integers [n], 0 or 1.
+        type_index: integers [n], index in `domain.STUDY_TYPES`.
+        sample_ids: int64 [n].
+    """
+    assert images.dtype == np.uint8
+    size = images.shape[1]
+    assert images.shape == (len(labels), size, size)
+    assert len(labels) == len(type_index) == len(sample_ids) > 0
+    kinds = NDArrayField(np.dtype("u1"), (1, size, size)), IntField(), IntField(), IntField()
+    fields: dict[str, Field] = dict(zip(_FIELDS, kinds, strict=True))
+    writer = DatasetWriter(str(path), fields, page_size=PAGE_BYTES, num_workers=1)
+    writer.num_samples = len(labels)
+    writer.prepare()
+    metadata = writer.metadata_sm
+    assert isinstance(metadata, SharedMemory)
+    try:
+        samples = list(zip(images, labels, type_index, sample_ids, strict=True))
+        work, allocations = queue.SimpleQueue(), queue.SimpleQueue()
+        work.put([(row, row) for row in range(len(samples))])
+        work.put(None)
+        allocator = MemoryAllocator(writer.fname, writer.data_region_start, PAGE_BYTES)
+        worker_job_indexed_dataset(
+            work, metadata, writer.metadata_type, fields, allocator, Value("Q", 0), allocations, samples
+        )
+        writer.finalize(allocations.get())
+    finally:
+        metadata.close()
+        metadata.unlink()
+
+
+def read_facts(path: Path) -> Facts:
+    """Reads and checks a file's header.
+
+    Raises:
+        ValueError: the file is missing, cut off, or not a shard of ours.
+    """
+    layout = _read_layout(path)
+    return Facts(layout.num_images, layout.image_size)
+
+
+def merge_shards(paths: Sequence[Path], dest: Path) -> None:
+    """Joins shards, in their order, into one file with one header, shifting every pointer into the pages.
+
+    Args:
+        paths: the shards, at least one.
+        dest: where; overwritten.
+
+    Raises:
+        ValueError: a shard is missing, cut off, or of another image size than the first.
+    """
+    layouts = [_read_layout(path) for path in paths]
+    first = layouts[0]
+    for layout in layouts:
+        if layout.image_size != first.image_size:
+            raise ValueError(
+                f"{layout.path} holds images of {layout.image_size} px, {first.path} of {first.image_size} px; "
+                "convert again"
+            )
+    num_images = sum(layout.num_images for layout in layouts)
+    pages_start = _pages_start(num_images)
+    table_start = pages_start + sum(layout.pages_bytes for layout in layouts)
+    header = first.header.copy()
+    header["num_samples"], header["alloc_table_ptr"] = num_images, table_start
+
+    metadata, table = [], []
+    sample, place = 0, pages_start
+    for layout in layouts:
+        rows, allocations = layout.read_metadata(), layout.read_table()
+        rows["image"] = rows["image"] - layout.pages_start + place
+        allocations["ptr"] = allocations["ptr"] - layout.pages_start + place
+        allocations["sample_id"] += sample
+        metadata.append(rows)
+        table.append(allocations)
+        sample += layout.num_images
+        place += layout.pages_bytes
+    with dest.open("wb") as file:
+        file.write(header.tobytes() + first.descriptors + np.concatenate(metadata).tobytes())
+        file.seek(pages_start)
+        for layout in layouts:
+            file.write(layout.read_pages().data)
+        file.write(np.concatenate(table).tobytes())
+
+
+def _pages_start(num_images: int) -> int:
+    """Where the pages begin: at the first multiple of a page after the metadata."""
+    return -(-(_METADATA_START + num_images * _METADATA_TYPE.itemsize) // PAGE_BYTES) * PAGE_BYTES
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Layout:
+    """A checked header of a file, and access to the parts that it points to."""
+
+    path: Path
+    header: np.ndarray
+    descriptors: bytes
+    image_size: int
+
+    @property
+    def num_images(self) -> int:
+        return int(self.header["num_samples"])
+
+    @property
+    def pages_start(self) -> int:
+        return _pages_start(self.num_images)
+
+    @property
+    def pages_bytes(self) -> int:
+        return int(self.header["alloc_table_ptr"]) - self.pages_start
+
+    def read_metadata(self) -> np.ndarray:
+        return np.fromfile(self.path, _METADATA_TYPE, self.num_images, offset=_METADATA_START)
+
+    def read_pages(self) -> np.ndarray:
+        return np.fromfile(self.path, np.uint8, self.pages_bytes, offset=self.pages_start)
+
+    def read_table(self) -> np.ndarray:
+        return np.fromfile(self.path, ALLOC_TABLE_TYPE, self.num_images, offset=self.pages_start + self.pages_bytes)
+
+
+def _read_layout(path: Path) -> _Layout:
+    try:
+        with path.open("rb") as file:
+            head = file.read(_METADATA_START)
+            num_bytes = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise ValueError(f"cannot read the shard {path}: {error.strerror}; convert again") from error
+    image_size = _image_size(head)
+    if image_size is None:
+        raise ValueError(f"{path} is no shard of this program; convert again")
+    header = np.frombuffer(head, HeaderType, 1)[0]
+    layout = _Layout(path, header, head[HeaderType.itemsize :], image_size)
+    num_pages = -(-layout.num_images // (PAGE_BYTES // image_size**2))
+    if (
+        layout.num_images < 1
+        or layout.pages_bytes < num_pages * PAGE_BYTES
+        or num_bytes != layout.pages_start + layout.pages_bytes + layout.num_images * ALLOC_TABLE_TYPE.itemsize
+    ):
+        raise ValueError(f"{path} is cut off or damaged: {num_bytes} bytes; convert again")
+    return layout
+
+
+def _image_size(head: bytes) -> int | None:
+    """The side of the images, from a file's first bytes; None where they are not those of a shard of ours."""
+    if len(head) < _METADATA_START:
+        return None
+    header = np.frombuffer(head, HeaderType, 1)[0]
+    descriptors = np.frombuffer(head, FieldDescType, len(_FIELDS), offset=HeaderType.itemsize)
+    names = tuple(bytes(name).rstrip(b"\0").decode("latin-1") for name in descriptors["name"])
+    if (header["version"], header["page_size"], header["num_fields"]) != (CURRENT_VERSION, PAGE_BYTES, len(_FIELDS)):
+        return None
+    if names != _FIELDS:
+        return None
+    field = NDArrayField.from_binary(descriptors["arguments"][0])
+    assert isinstance(field, NDArrayField)
+    channels, height, width = field.shape
+    return int(width) if channels == 1 and height == width and 0 < width * width <= PAGE_BYTES else None

@@ -1,0 +1,121 @@
+"""Reads any collection that a CSV file lists, one row an image. Opens no image."""
+
+import os
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from mura_ray import store
+from mura_ray.data.collection import Collection, Findings, deal, fail, in_order, natural, read_rows
+from mura_ray.data.manifest import SPLITS
+from mura_ray.domain import STUDY_TYPES, Study, View
+
+COLUMNS = ("path", "patient", "study", "study_type", "label")
+SHARES = {"train": 0.8, "valid": 0.1, "test": 0.1}
+
+
+@dataclass(frozen=True)
+class _Row:
+    where: str
+    path: str
+    patient: str
+    study: str
+    study_type: str
+    label: str
+    split: str | None
+
+
+def read_collection(csv_path: str | Path, *, seed: int = 0) -> Collection:
+    """Reads a CSV file with the columns path, patient, study, study_type, label and, if it brings its own, split.
+
+    A path is relative to the file's folder and stays below it. A study is named within its patient and has one type
+    and one label (0 normal, 1 abnormal). Split is train, valid or test; without the column the patients are dealt to
+    80, 10 and 10 %.
+
+    Args:
+        csv_path: the file.
+        seed: of the deal.
+
+    Raises:
+        CollectionError: the file or rows of it are wrong; all cases, with their lines.
+        ValueError: there are too few patients for three splits.
+    """
+    file, findings = store.resolve(str(csv_path)), Findings()
+    if file.is_dir():
+        fail(str(file), "is a folder", f"pass a CSV file with the columns {', '.join(COLUMNS)}[, split]")
+    rows = [
+        _Row(
+            f"{file.name}:{line}",
+            PurePosixPath(cells["path"]).as_posix(),
+            cells["patient"],
+            cells["study"],
+            cells["study_type"].lower(),
+            cells["label"],
+            cells.get("split"),
+        )
+        for line, cells in read_rows(file, COLUMNS, findings, known=(*COLUMNS, "split"))
+    ]
+    if not rows:
+        findings.problem(file.name, "there are no rows", "add a row for each image")
+    for row in rows:
+        _check_row(row, file.parent, findings)
+    _check_agreement(rows, findings)
+    findings.raise_problems()
+    splits, policy = _splits(rows, seed)
+    return Collection(file.stem, str(file.parent), splits, policy, findings.notes)
+
+
+def _check_row(row: _Row, folder: Path, findings: Findings) -> None:
+    path = PurePosixPath(row.path)
+    if path.is_absolute() or ".." in path.parts:
+        findings.problem(row.where, f"path {row.path!r} leaves the folder of the file", "give a relative path below it")
+    elif not os.path.isfile(folder / path):  # noqa: PTH113 - Path.is_file raises on names that are too long
+        findings.problem(row.where, f"there is no file {row.path!r}", "correct the path or restore the file")
+    for column, name in (("patient", row.patient), ("study", row.study)):
+        if not name or "/" in name:
+            findings.problem(row.where, f"{column} {name!r}", "give it a name without slashes")
+    if row.study_type not in STUDY_TYPES:
+        what = f"unknown study_type {row.study_type!r}"
+        findings.problem(row.where, what, f"known are {', '.join(STUDY_TYPES)}")
+    if row.label not in ("0", "1"):
+        findings.problem(row.where, f"label {row.label!r}", "must be 0 (normal) or 1 (abnormal)")
+    if row.split is not None and row.split not in SPLITS:
+        findings.problem(row.where, f"unknown split {row.split!r}", f"known are {', '.join(SPLITS)}")
+
+
+def _check_agreement(rows: list[_Row], findings: Findings) -> None:
+    """Compares each row with the first of its path, its study and its patient."""
+    paths: dict[str, _Row] = {}
+    studies: dict[tuple[str, str], _Row] = {}
+    patients: dict[str, _Row] = {}
+    for row in rows:
+        if (first := paths.setdefault(row.path, row)) is not row:
+            findings.problem(row.where, f"path {row.path!r} is also in {first.where}", "remove one of the two rows")
+        first = studies.setdefault((row.patient, row.study), row)
+        for column, here, there in (
+            ("study_type", row.study_type, first.study_type),
+            ("label", row.label, first.label),
+        ):
+            if here != there:
+                what = (
+                    f"study {row.study!r} of patient {row.patient!r} has {column} {here} here, {there} in {first.where}"
+                )
+                findings.problem(row.where, what, "correct one of the rows, or name the studies apart")
+        first = patients.setdefault(row.patient, row)
+        if row.split != first.split:
+            what = f"patient {row.patient!r} is in {row.split} here, in {first.split} in {first.where}"
+            findings.problem(row.where, what, "put each patient into one split")
+
+
+def _splits(rows: list[_Row], seed: int) -> tuple[dict[str, list[Study]], str]:
+    by_study: dict[tuple[str, str], list[_Row]] = defaultdict(list)
+    for row in rows:
+        by_study[row.patient, row.study].append(row)
+    given: dict[str | None, list[Study]] = defaultdict(list)
+    for (patient, study), members in by_study.items():
+        views = tuple(View(path) for path in sorted((row.path for row in members), key=natural))
+        first = members[0]
+        given[first.split].append(Study(first.study_type, patient, study, int(first.label), views))
+    if None in given:
+        return deal(in_order(given[None]), lambda study: study.patient_id, SHARES, seed), "patient"
+    return {split: in_order(given[split]) for split in SPLITS if split in given}, "given"

@@ -1,0 +1,100 @@
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mura_ray.data.cache import file_sha256, local_split
+from mura_ray.data.manifest import Manifest, Shard, Split, write_manifest
+from mura_ray.data.shards import read_facts, write_shard
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A data set whose split train has two shards of 3 and 2 images."""
+    folder = tmp_path / "data"
+    (folder / "train").mkdir(parents=True)
+    made = []
+    for number, count in enumerate((3, 2)):
+        key = f"train/shard-{number:05d}.beton"
+        zeros = np.zeros(count, int)
+        write_shard(folder / key, np.full((count, 8, 8), number, np.uint8), zeros, zeros, zeros)
+        made.append(Shard(key=key, bytes=(folder / key).stat().st_size, sha256=file_sha256(folder / key), count=count))
+    split = Split(shards=tuple(made), table_sha256="", counts={})
+    manifest = Manifest(
+        name="x", id="y", source_id="z", split_policy="given", image_size=8, splits={"train": split}, class_weights={}
+    )
+    write_manifest(str(folder), manifest)
+    return folder
+
+
+def test_all_shards_of_a_split_become_one_file_made_once(data: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    with ThreadPoolExecutor(4) as pool:
+        paths = set(pool.map(lambda _: local_split(str(data), "train", cache), range(4)))
+    (path,) = paths
+    assert read_facts(path).num_images == 5
+    before = path.stat()
+    (data / "train/shard-00000.beton").unlink()  # not needed again
+    assert local_split(str(data), "train", cache) == path
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_the_environment_names_the_folder(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MURA_CACHE", str(tmp_path / "elsewhere"))
+    assert local_split(str(data), "train").parent == tmp_path / "elsewhere"
+    monkeypatch.delenv("MURA_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert local_split(str(data), "train").parent == tmp_path / "home/.cache/mura_ray"
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "no seal", "left over"])
+def test_a_copy_that_is_not_whole_is_made_again(data: Path, tmp_path: Path, damage: str) -> None:
+    cache = tmp_path / "cache"
+    path = local_split(str(data), "train", cache)
+    whole = path.read_bytes()
+    left_over = cache / f".{path.name}.0123.partial"
+    if damage == "flip":
+        content = bytearray(whole)
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif damage == "cut":
+        os.truncate(path, 1000)
+    elif damage == "no seal":
+        path.with_suffix(".sha256").unlink()
+    else:
+        path.unlink()
+        left_over.write_bytes(b"of a killed process")
+    assert local_split(str(data), "train", cache).read_bytes() == whole
+    assert not left_over.exists()
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "missing"])
+def test_a_damaged_shard_is_never_opened(data: Path, tmp_path: Path, damage: str) -> None:
+    shard = data / "train/shard-00001.beton"
+    if damage == "flip":
+        content = bytearray(shard.read_bytes())
+        content[-1] ^= 1
+        shard.write_bytes(content)
+    elif damage == "cut":
+        os.truncate(shard, 100)
+    else:
+        shard.unlink()
+    with pytest.raises(ValueError, match=r"shard .*shard-00001.beton is (missing|not the file)"):
+        local_split(str(data), "train", tmp_path / "cache")
+    assert not list((tmp_path / "cache").glob("*.beton"))
+
+
+def test_an_unknown_split_is_named(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no split 'test'; it has train"):
+        local_split(str(data), "test", tmp_path)
+
+
+def test_other_shards_have_another_copy(data: Path, tmp_path: Path) -> None:
+    first = local_split(str(data), "train", tmp_path / "cache")
+    manifest = json.loads((data / "manifest.json").read_text())
+    manifest["splits"]["train"]["shards"].pop()
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    assert local_split(str(data), "train", tmp_path / "cache") != first
