@@ -1,0 +1,327 @@
+"""The ensemble: its folder, `ensemble.json` and the members' weights, and what it says of a study.
+
+Knows no Ray, no HTTP and no files of radiographs: gray pixels in, probabilities and maps out.
+"""
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from scipy.special import expit
+
+from mura_ray import store
+from mura_ray.config import THRESHOLD, Settings, TrialConfig
+from mura_ray.domain import MemberPrediction, StudyPrediction, ViewPrediction
+from mura_ray.images import resize_gray
+from mura_ray.model.checkpoint import MODEL, network_from_bytes, read_meta
+from mura_ray.model.densenet import AbnormalityNet
+
+FORMAT_VERSION = 1
+DESCRIPTION = "ensemble.json"
+MAX_BATCH = 32
+"""Views in one forward pass, so that memory does not grow with a study or with an evaluation."""
+
+
+class MemberDescription(Settings):
+    """Where a member comes from, and the hash of its `member-<place>.safetensors`."""
+
+    trial: str
+    epoch: int
+    val_loss: float
+    config: TrialConfig
+    sha256: str
+
+
+class EnsembleDescription(Settings):
+    """`ensemble.json`. `id` hashes everything but itself and `created`: equal ids mean equal answers."""
+
+    format_version: int = FORMAT_VERSION
+    id: str
+    architecture: Literal["densenet169"] = "densenet169"
+    image_size: int
+    threshold: float
+    calibration: None = None
+    members: tuple[MemberDescription, ...]
+    data_id: str
+    data_manifest_sha256: str
+    git_revision: str
+    created: str = Field(description="UTC, ISO 8601 with microseconds: sorts as text")
+
+
+@dataclass(frozen=True)
+class MemberSource:
+    """A member to be: the trial, the epoch chosen, its validation loss, and the URI of that epoch's checkpoint."""
+
+    trial: str
+    epoch: int
+    val_loss: float
+    config: TrialConfig
+    checkpoint: str
+
+
+def member_file(place: int) -> str:
+    """Name of a member's weights in the ensemble's folder, by its place in `EnsembleDescription.members`."""
+    return f"member-{place}.safetensors"
+
+
+def write_ensemble(
+    dest: str, members: Sequence[MemberSource], *, data_id: str, data_manifest_sha256: str
+) -> EnsembleDescription:
+    """Copies the members into a folder, lowest validation loss first, and writes `ensemble.json` last.
+
+    Nothing is written before all members were read and found sound. Writing the same ensemble again changes nothing.
+
+    Args:
+        dest: URI of the ensemble's folder.
+        members: whom it consists of.
+        data_id: id of the data set that all were trained on.
+        data_manifest_sha256: hash of its manifest.
+
+    Returns:
+        What `ensemble.json` says.
+
+    Raises:
+        ValueError: no members, members of different image sizes, of another data set or epoch than is said, a damaged
+            checkpoint, or another ensemble lies there.
+    """
+    members = sorted(members, key=lambda member: member.val_loss)
+    sizes = sorted({member.config.image_size for member in members})
+    if len(sizes) != 1:
+        raise ValueError(f"an ensemble's members must share one image_size, these have {sizes or 'no members'}")
+    contents = [_member_content(member, data_manifest_sha256) for member in members]
+    described = [
+        MemberDescription(
+            trial=member.trial,
+            epoch=member.epoch,
+            val_loss=member.val_loss,
+            config=member.config,
+            sha256=_sha256(content),
+        )
+        for member, content in zip(members, contents, strict=True)
+    ]
+    description = EnsembleDescription(
+        id="",
+        image_size=sizes[0],
+        threshold=THRESHOLD,
+        members=tuple(described),
+        data_id=data_id,
+        data_manifest_sha256=data_manifest_sha256,
+        git_revision=_git_revision(),
+        created=datetime.now(UTC).isoformat(timespec="microseconds"),
+    )
+    description = description.model_copy(update={"id": _content_id(description.model_dump(mode="json"))})
+    if store.exists(store.join(dest, DESCRIPTION)):
+        return _same_ensemble(dest, description)
+    for place, content in enumerate(contents):
+        store.write_bytes(store.join(dest, member_file(place)), content)
+    store.write_bytes(store.join(dest, DESCRIPTION), description.model_dump_json(indent=2).encode() + b"\n")
+    return description
+
+
+def read_description(uri: str) -> EnsembleDescription:
+    """What an ensemble consists of.
+
+    Args:
+        uri: of its folder, or of its `ensemble.json`.
+
+    Raises:
+        ValueError: there is none, it is damaged or was edited, or is of another format version.
+    """
+    uri = store.join(_folder(uri), DESCRIPTION)
+    content = _read_json(uri)
+    version = content.get("format_version")
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{uri} has format version {version!r}, this program reads {FORMAT_VERSION}: search again")
+    try:
+        description = EnsembleDescription.model_validate(content)
+    except ValueError as error:
+        raise ValueError(f"{uri} is damaged: {error}; restore it from a copy") from error
+    if description.id != _content_id(content):
+        raise ValueError(
+            f"{uri} was changed after it was written: its content has the id {_content_id(content)}, it says "
+            f"{description.id}; restore it from a copy"
+        )
+    return description
+
+
+def newest_ensemble(runs: str) -> str:
+    """URI of the folder of the ensemble under `<runs>/*/ensemble/` that was created last.
+
+    Raises:
+        ValueError: there is none.
+    """
+    folders = [str(path.parent) for path in store.resolve(runs).glob(f"*/ensemble/{DESCRIPTION}")]
+    if not folders:
+        raise ValueError(
+            f"no ensemble under {runs!r} (no */ensemble/{DESCRIPTION}): run `python -m mura_ray.tune` to its end, or "
+            "name an ensemble's folder"
+        )
+    return max(folders, key=lambda folder: read_description(folder).created)
+
+
+class Ensemble:
+    """All members of an ensemble in memory, ready to answer. Safe to call from several threads."""
+
+    def __init__(self, description: EnsembleDescription, networks: Sequence[AbnormalityNet], device: str) -> None:
+        self.description = description
+        self._device = torch.device(device)
+        self._networks = [
+            network.eval().to(self._device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            for network in networks
+        ]
+
+    @classmethod
+    def load(cls, uri: str, device: str = "cpu") -> "Ensemble":
+        """Loads every member, or raises: an ensemble never answers with some of its members.
+
+        Args:
+            uri: of the ensemble's folder, or of its `ensemble.json`.
+            device: where it computes, such as "cpu" or "cuda".
+
+        Raises:
+            ValueError: no such ensemble, or a member's file is missing, differs from its hash or does not load.
+        """
+        description = read_description(uri)
+        networks = []
+        for place, member in enumerate(description.members):
+            file = store.join(_folder(uri), member_file(place))
+            if not store.exists(file):
+                raise ValueError(f"{file} is missing: restore it, or write the ensemble again")
+            content = store.read_bytes(file)
+            if (found := _sha256(content)) != member.sha256:
+                raise ValueError(
+                    f"{file} is not the member that {DESCRIPTION} describes: its sha256 is {found}, expected "
+                    f"{member.sha256}; restore it, or write the ensemble again"
+                )
+            networks.append(network_from_bytes(content, file))
+        return cls(description, networks, device)
+
+    def predict_study(self, views: Sequence[np.ndarray]) -> StudyPrediction:
+        """The probability that a study is abnormal, its decision, and each view's probability and map.
+
+        A view's probability is the mean over the members, the study's the mean over its views (paper, section 3.1).
+
+        Args:
+            views: uint8 [H, W] each, of any sizes, as `images.read_gray` gives them.
+
+        Raises:
+            ValueError: a study without views.
+        """
+        if not views:
+            raise ValueError("a study needs at least one view")
+        size = self.description.image_size
+        logits, maps = self.predict_pixels(np.stack([resize_gray(view, size) for view in views])[:, None])
+        probabilities = expit(logits.astype(np.float64))
+        probability = float(probabilities.mean())
+        return StudyPrediction(
+            probability=probability,
+            abnormal=probability > self.description.threshold,
+            threshold=self.description.threshold,
+            views=tuple(
+                ViewPrediction(width=view.shape[1], height=view.shape[0], probability=float(mean), cam=cam)
+                for view, mean, cam in zip(views, probabilities.mean(axis=0), maps, strict=True)
+            ),
+            members=tuple(
+                MemberPrediction(trial=member.trial, probability=float(mean))
+                for member, mean in zip(self.description.members, probabilities.mean(axis=1), strict=True)
+            ),
+        )
+
+    def predict_pixels(self, pixels: np.ndarray | torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """All members' logits and the ensemble's maps of any number of views.
+
+        Args:
+            pixels: uint8 [N, 1, S, S], S the ensemble's image size.
+
+        Returns:
+            Logits, float32 [M, N], members in the description's order, and maps, float32 [N, h, w]: the mean of the
+            members' raw maps.
+        """
+        logits, maps = [], []
+        for chunk in torch.as_tensor(pixels).split(MAX_BATCH):
+            chunk_logits, chunk_maps = self._forward(chunk)
+            logits.append(chunk_logits)
+            maps.append(chunk_maps)
+        return np.concatenate(logits, axis=1), np.concatenate(maps)
+
+    @torch.inference_mode()
+    def _forward(self, pixels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        size = self.description.image_size
+        assert pixels.dtype == torch.uint8, pixels.dtype
+        assert pixels.shape[1:] == (1, size, size), pixels.shape
+        gray = pixels.to(self._device).float() / 255
+        logits, maps = zip(*(network.forward_with_maps(gray) for network in self._networks), strict=True)
+        return torch.stack(logits).cpu().numpy(), torch.stack(maps).mean(dim=0).cpu().numpy()
+
+
+def _folder(uri: str) -> str:
+    return str(Path(uri).parent) if Path(uri).name == DESCRIPTION else uri
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _content_id(content: dict[str, Any]) -> str:
+    hashed = {key: value for key, value in content.items() if key not in ("id", "created")}
+    return _sha256(json.dumps(hashed, sort_keys=True).encode())[:16]
+
+
+def _read_json(uri: str) -> dict[str, Any]:
+    if not store.exists(uri):
+        raise ValueError(
+            f"no ensemble: {uri} does not exist; run `python -m mura_ray.tune` to its end, or name another"
+        )
+    try:
+        content = json.loads(store.read_bytes(uri))
+    except ValueError as error:
+        raise ValueError(f"{uri} is damaged: {error}; restore it from a copy") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{uri} is damaged: it holds no JSON object; restore it from a copy")
+    return content
+
+
+def _member_content(member: MemberSource, data_manifest_sha256: str) -> bytes:
+    """The bytes of a member's weights, after they were found to be what the source says and to load."""
+    meta = read_meta(member.checkpoint)
+    said, found = (member.epoch, data_manifest_sha256), (meta.epoch, meta.data_manifest_sha256)
+    if said != found:
+        raise ValueError(
+            f"{member.checkpoint} is not the checkpoint of trial {member.trial}: expected epoch and data set {said}, "
+            f"it has {found}"
+        )
+    uri = store.join(member.checkpoint, MODEL)
+    content = store.read_bytes(uri)
+    network_from_bytes(content, uri)
+    return content
+
+
+def _same_ensemble(dest: str, new: EnsembleDescription) -> EnsembleDescription:
+    """The description that lies there already, if it is the new one but for revision and time."""
+    old = read_description(dest)
+    ignored = {"id", "created", "git_revision"}
+    if old.model_dump(exclude=ignored) != new.model_dump(exclude=ignored):
+        raise ValueError(f"{dest} holds another ensemble ({old.id}), which is never changed: choose another name")
+    return old
+
+
+def _git_revision() -> str:
+    """The commit of this program's own repository, with "-dirty" where it was changed since; "unknown" without one."""
+    here = Path(__file__).resolve()
+    try:
+        for arguments in (
+            ["ls-files", "--error-unmatch", here.name],
+            ["describe", "--always", "--dirty", "--abbrev=40"],
+        ):
+            done = subprocess.run(["git", *arguments], cwd=here.parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
