@@ -1,0 +1,65 @@
+"""A class activation map painted over its view: the picture that shows why (paper, section 5).
+
+One fixed scale for all views: colour and opacity depend on the map's value alone, never on its range. Scaling each map
+to its own range would paint a hottest spot on every normal view.
+"""
+
+import io
+
+import matplotlib
+import numpy as np
+from PIL import Image
+
+from mura_ray.model.cam import upscale_map
+
+FULL_LOGIT = 10.0
+"""A map's value that is painted in full. A map's mean is the view's logit, bias aside, and a finding fills a small part
+of its view, so the cells on it hold several times the logit that they make."""
+
+FULL_OPACITY = 0.5
+"""Of the strongest paint: the bone stays visible under it."""
+
+
+def overlay(gray: np.ndarray, cam: np.ndarray) -> np.ndarray:
+    """Paints a map over its view; where the map says nothing, the radiograph is left as it is.
+
+    Args:
+        gray: uint8 [H, W].
+        cam: float32 [h, w], the raw map in logits.
+
+    Returns:
+        uint8 [H, W, 3], RGB.
+    """
+    height, width = gray.shape
+    return _PAINTED[gray, paint_level(upscale_map(cam, width, height))]
+
+
+def paint_level(values: np.ndarray) -> np.ndarray:
+    """How strongly a map's values are painted: 0 up to a logit of 0, 255 from `FULL_LOGIT` on, linear between.
+
+    Args:
+        values: float32, any shape, in logits.
+
+    Returns:
+        uint8, the same shape.
+    """
+    return np.rint(np.clip(values * (255 / FULL_LOGIT), 0, 255)).astype(np.uint8)
+
+
+def _painted() -> np.ndarray:
+    """The color of each gray value under each paint level: uint8 [256, 256, 3]."""
+    strength = np.linspace(0, 1, 256)[:, None]
+    # The darkest third of the table is left out: faint paint in dark colors would look like shadow on the radiograph.
+    colors = matplotlib.colormaps["inferno"](0.35 + 0.65 * strength[:, 0])[:, :3] * 255
+    gray = np.arange(256)[:, None, None]
+    return np.rint(gray + FULL_OPACITY * strength * (colors - gray)).astype(np.uint8)
+
+
+_PAINTED = _painted()
+
+
+def encode_png(pixels: np.ndarray) -> bytes:
+    """A PNG file of uint8 pixels, [H, W] gray or [H, W, 3] RGB."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return file.getvalue()

@@ -1,0 +1,1 @@
+"""Statistics of predictions against labels: plain numbers in, plain numbers out."""
