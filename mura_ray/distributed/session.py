@@ -1,0 +1,62 @@
+"""Joins the Ray cluster that the commands work on."""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+API_SERVER = "RAY_API_SERVER_ADDRESS"
+
+
+@contextmanager
+def ray_session(*, worker_logs: bool = True) -> Iterator[None]:
+    """Connects to the cluster, for the life of the block.
+
+    That is RAY_ADDRESS where it is set (`local` starts a cluster of this machine alone), else the cluster running on
+    this machine, else a new local one that ends with the block, and with this process however it ends.
+
+    Args:
+        worker_logs: whether what the cluster's other processes print appears here too; Ray's log files have it anyway.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the behaviour Ray is moving to; else it warns
+    settings = {"logging_level": logging.WARNING, "log_to_driver": worker_logs}
+    address = os.environ.get("RAY_ADDRESS")
+    if address not in (None, "local"):
+        ray.init(address=address, **settings)
+    elif address == "local" or not _join(settings):
+        _start(settings)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        os.environ.pop(API_SERVER, None)
+
+
+def _join(settings: dict[str, Any]) -> bool:
+    """Connects to the cluster running on this machine; False where there is none."""
+    try:
+        ray.init(address="auto", **settings)
+    except ConnectionError:
+        return False
+    return True
+
+
+def _start(settings: dict[str, Any]) -> None:
+    """Starts a cluster of this machine, with its API server on a free port of loopback.
+
+    When a scheduler stops a trial, Ray Train asks that server whether the trial's controller is gone, and only then
+    gives the trial's CPUs and GPUs back. Ray's processes inherit the server's address from this one's environment: by
+    themselves they would look for it among all clusters of the machine, and give up where there are several.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ[API_SERVER] = f"http://127.0.0.1:{port}"
+    ray.init(address="local", include_dashboard=True, dashboard_host="127.0.0.1", dashboard_port=port, **settings)

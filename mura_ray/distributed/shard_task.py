@@ -1,0 +1,144 @@
+"""The work of one conversion task: some images of a collection become one shard and a record of what it was made from.
+
+Knows nothing of the other shards, nor of the cluster that it runs on.
+"""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pydantic import ValidationError
+
+from mura_ray import images, store
+from mura_ray.config import Settings
+from mura_ray.data import shards
+from mura_ray.data.cache import file_sha256
+from mura_ray.data.manifest import Shard
+from mura_ray.domain import STUDY_TYPES, Study, View
+
+WORK = "_work"
+"""Folder in the data set's, for what an unfinished conversion keeps."""
+
+_RECIPE = 1  # counts up when the same input would give another shard, so that unfinished work is not taken over
+_REPORT_EVERY = 16  # images
+
+
+@dataclass(frozen=True, slots=True)
+class SourceImage:
+    """One image of a collection, and what tells cheaply whether its file has changed."""
+
+    sample_id: int
+    view: View
+    study: Study
+    num_bytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShardJob:
+    """What one task does: these images, read below `root`, become the file `key` below `dest`."""
+
+    root: str
+    dest: str
+    key: str
+    image_size: int
+    images: tuple[SourceImage, ...]
+
+    @property
+    def path(self) -> Path:
+        """The shard's file."""
+        return store.resolve(store.join(self.dest, self.key))
+
+    @property
+    def record_uri(self) -> str:
+        """Where the record is left."""
+        return store.join(self.dest, WORK, f"{self.key}.json")
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that the shard is made from."""
+        sources = [(i.view.path, i.num_bytes, i.mtime_ns, i.study.study_type, i.study.label) for i in self.images]
+        return hashlib.sha256(repr((_RECIPE, self.image_size, sources)).encode()).hexdigest()
+
+
+class StoredImage(Settings):
+    """An image that is in a shard: its original size in pixels, and the hash of the pixels that were stored."""
+
+    width: int
+    height: int
+    sha256: str
+
+
+class DamagedImage(Settings):
+    """An image that could not be decoded, and why."""
+
+    reason: str
+
+
+class ShardRecord(Settings):
+    """What a finished job leaves: one result for each of its images, and the shard unless all of them are damaged."""
+
+    fingerprint: str
+    shard: Shard | None
+    results: tuple[StoredImage | DamagedImage, ...]
+
+
+def convert_shard(job: ShardJob) -> Iterator[int | ShardRecord]:
+    """Does a job, unless an earlier run did it from the same input.
+
+    Yields:
+        The number of images done since the last time; in the end the record.
+    """
+    record = _read_record(job)
+    if record is not None:
+        yield len(job.images)
+        yield record
+        return
+    results: list[StoredImage | DamagedImage] = []
+    stored: list[tuple[SourceImage, np.ndarray]] = []
+    for number, image in enumerate(job.images, start=1):
+        content = Path(job.root, image.view.path).read_bytes()
+        try:
+            gray = images.read_gray(content)
+        except ValueError as error:
+            results.append(DamagedImage(reason=str(error)))
+        else:
+            height, width = gray.shape
+            pixels = images.resize_gray(gray, job.image_size)
+            stored.append((image, pixels))
+            results.append(StoredImage(width=width, height=height, sha256=hashlib.sha256(pixels.tobytes()).hexdigest()))
+        if number % _REPORT_EVERY == 0:
+            yield _REPORT_EVERY
+    yield len(job.images) % _REPORT_EVERY
+    record = ShardRecord(fingerprint=job.fingerprint, shard=_write_shard(job, stored), results=tuple(results))
+    store.write_bytes(job.record_uri, record.model_dump_json().encode())
+    yield record
+
+
+def _read_record(job: ShardJob) -> ShardRecord | None:
+    """The record of an earlier run, if its input was the same and its shard is there and whole."""
+    if not store.exists(job.record_uri):
+        return None
+    try:
+        record = ShardRecord.model_validate_json(store.read_bytes(job.record_uri))
+    except ValidationError:
+        return None
+    whole = record.shard is None or (job.path.is_file() and file_sha256(job.path) == record.shard.sha256)
+    return record if whole and record.fingerprint == job.fingerprint else None
+
+
+def _write_shard(job: ShardJob, stored: Sequence[tuple[SourceImage, np.ndarray]]) -> Shard | None:
+    if not stored:
+        return None
+    job.path.parent.mkdir(parents=True, exist_ok=True)
+    with store.atomic_path(job.path) as partial:
+        shards.write_shard(
+            partial,
+            images=np.stack([pixels for _, pixels in stored]),
+            labels=np.array([image.study.label for image, _ in stored]),
+            type_index=np.array([STUDY_TYPES.index(image.study.study_type) for image, _ in stored]),
+            sample_ids=np.array([image.sample_id for image, _ in stored], dtype=np.int64),
+        )
+        return Shard(key=job.key, bytes=partial.stat().st_size, sha256=file_sha256(partial), count=len(stored))

@@ -1,0 +1,159 @@
+"""What people see of runs while they last: a table of a search's trials, a line an epoch, TensorBoard logs."""
+
+import json
+import sys
+import time
+from typing import Any
+
+import ray.train
+import ray.tune
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from tensorboardX import SummaryWriter
+
+from mura_ray import store
+
+EPOCHS_FILE = "epochs.jsonl"
+STATUS_STYLES = {"RUNNING": "cyan", "TERMINATED": "green", "ERROR": "red"}
+
+
+class TrialTable(ray.tune.Callback):
+    """A live table of the trials on a terminal; elsewhere a line for every epoch, and the table at the end.
+
+    Args:
+        num_trials: trials of the whole search.
+        epochs: epochs of a trial that is not stopped early.
+        searched: names of the settings to show.
+    """
+
+    def __init__(self, num_trials: int, epochs: int, searched: list[str]) -> None:
+        self._num_trials, self._epochs, self._searched = num_trials, epochs, searched
+        self._best: dict[str, tuple[float, int]] = {}
+        self._epochs_seen = 0
+        self._started = 0.0
+        self._live: Live | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray stores callbacks with the search; what belongs to this terminal stays out."""
+        return {**self.__dict__, "_live": None}
+
+    def setup(self, *_: Any, **__: Any) -> None:
+        """Called once before the first trial."""
+        self._started, self._epochs_seen = time.monotonic(), 0
+        if sys.stdout.isatty():
+            self._live = Live(refresh_per_second=1)
+            self._live.start()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """A trial begins or continues."""
+        self._show(trials, f"{trial.trial_id} started: {self._settings(trial)}")
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict, **_: Any) -> None:
+        """A trial finished an epoch."""
+        self._epochs_seen += 1
+        best = self._best.get(trial.trial_id)
+        if best is None or result["val_loss"] < best[0]:
+            self._best[trial.trial_id] = (result["val_loss"], result["epoch"])
+        line = (
+            f"{trial.trial_id} epoch {result['epoch']}/{self._epochs}: validation loss {result['val_loss']:.4f}, "
+            f"training loss {result['train_loss']:.4f}, {result['epoch_s']:.0f} s"
+        )
+        self._show(trials, f"{line}; {self._time_left(trials)}")
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """A trial ended well, by itself or stopped early by the scheduler."""
+        self._show(trials, f"{trial.trial_id} done")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """A trial failed."""
+        self._show(trials, f"{trial.trial_id} FAILED; its log is {trial.error_file}")
+
+    def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
+        """All trials ended, or the search was interrupted."""
+        if self._live is not None:
+            self._live.update(self._table(trials))
+            self._live.stop()
+            self._live = None
+        else:
+            Console(width=140).print(self._table(trials))
+
+    def _show(self, trials: list[Any], line: str) -> None:
+        if self._live is not None:
+            self._live.update(self._table(trials))
+        else:
+            print(f"[search] {line}", flush=True)
+
+    def _settings(self, trial: Any) -> str:
+        return ", ".join(f"{name} {_short(trial.config.get(name))}" for name in self._searched)
+
+    def _time_left(self, trials: list[Any]) -> str:
+        ended = sum(trial.is_finished() for trial in trials)
+        running = sum((trial.last_result or {}).get("epoch", 0) for trial in trials if not trial.is_finished())
+        left = (self._num_trials - ended) * self._epochs - running
+        seconds = (time.monotonic() - self._started) / self._epochs_seen * left
+        return f"{ended} of {self._num_trials} trials ended, at most {seconds / 60:.0f} min left"
+
+    def _table(self, trials: list[Any]) -> Table:
+        caption = self._time_left(trials) if self._epochs_seen else None
+        table = Table("trial", "status", *(name.rpartition(".")[2] for name in self._searched), caption=caption)
+        for name in ("epoch", "val. loss", "best", "at epoch"):
+            table.add_column(name, justify="right")
+        for trial in trials:
+            result = trial.last_result or {}
+            best = self._best.get(trial.trial_id)
+            table.add_row(
+                trial.trial_id,
+                f"[{STATUS_STYLES.get(trial.status, 'dim')}]{trial.status.lower()}",
+                *(_short(trial.config.get(name)) for name in self._searched),
+                str(result.get("epoch", "")),
+                _short(result.get("val_loss")),
+                _short(best[0] if best else None),
+                str(best[1]) if best else "",
+            )
+        return table
+
+
+class EpochLog(ray.train.UserCallback):
+    """A run's own log, which goes on where the run continues: `epochs.jsonl` and TensorBoard scalars.
+
+    Tune's loggers would not do: without checkpoints of its own, Tune empties their files when it restores a trial.
+
+    Args:
+        folder: URI of the run's.
+        epochs: epochs of the whole run.
+    """
+
+    def __init__(self, folder: str, epochs: int) -> None:
+        self._folder, self._epochs = folder, epochs
+        self._writer: SummaryWriter | None = None
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """All workers reported an epoch; rank 0's metrics are for all of them."""
+        if self._writer is None:  # made where the callback runs, in Ray Train's controller
+            self._writer = SummaryWriter(str(store.resolve(self._folder) / "tensorboard"))
+        values = metrics[0]
+        rows = [json.dumps(row) for row in (*read_epochs(self._folder), values)]
+        store.write_bytes(store.join(self._folder, EPOCHS_FILE), ("\n".join(rows) + "\n").encode())
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, values["epoch"])
+        self._writer.flush()
+        left_s = values["epoch_s"] * (self._epochs - values["epoch"])
+        print(
+            f"epoch {values['epoch']}/{self._epochs}: validation loss {values['val_loss']:.4f}, training loss "
+            f"{values['train_loss']:.4f}, learning rate {values['learning_rate']:.2g}, {values['epoch_s']:.0f} s; "
+            f"at most {left_s / 60:.1f} min left",
+            flush=True,
+        )
+
+
+def read_epochs(folder: str) -> list[dict[str, Any]]:
+    """What a run's `EpochLog` wrote, a row an epoch; nothing where it wrote nothing yet."""
+    uri = store.join(folder, EPOCHS_FILE)
+    return [json.loads(line) for line in store.read_bytes(uri).splitlines()] if store.exists(uri) else []
+
+
+def _short(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

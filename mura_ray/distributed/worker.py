@@ -1,0 +1,214 @@
+"""One training run under Ray Train: `train_worker` runs on every worker, `torch_trainer` starts them."""
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from pydantic import Field
+
+from mura_ray.config import Settings, TrialConfig
+from mura_ray.data.cache import local_split
+from mura_ray.data.loader import SplitLoader
+from mura_ray.data.manifest import manifest_sha256, read_manifest
+from mura_ray.domain import weights_matrix
+from mura_ray.model.checkpoint import CheckpointMeta, load_network, load_state, save_checkpoint
+from mura_ray.model.densenet import build_network
+from mura_ray.training import loop
+
+PROGRESS_EVERY_S = 15.0
+
+
+class Resources(Settings):
+    """What each run takes of the cluster: its workers, and the CPUs and GPUs of each."""
+
+    workers: int = Field(default=1, ge=1)
+    cpus_per_worker: int = Field(default=1, ge=1)
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+
+
+class RunSpec(Settings):
+    """All that a worker needs to know, as plain values: it travels to other machines."""
+
+    trial: str
+    config: TrialConfig
+    data: str
+    data_id: str
+    data_manifest_sha256: str
+    initial_weights: str | None
+    resources: Resources
+
+
+def run_spec(trial: str, config: TrialConfig, data: str, initial_weights: str | None, resources: Resources) -> RunSpec:
+    """Describes a run on a converted data set, checked against it before anything starts.
+
+    Args:
+        trial: name of the run.
+        config: its settings.
+        data: URI of the data set.
+        initial_weights: URI of prepared weights (`model.densenet.prepare_initial_weights`), or None for random ones.
+        resources: what it takes of the cluster.
+
+    Raises:
+        ValueError: settings that do not fit the data set, or more workers than images in a batch.
+    """
+    manifest = read_manifest(data)
+    if config.image_size != manifest.image_size:
+        raise ValueError(
+            f"image_size is {config.image_size}, but {data!r} holds images of {manifest.image_size} pixels: "
+            f"set image_size: {manifest.image_size}, or convert with --image-size {config.image_size}"
+        )
+    for split in ("train", "valid"):
+        if split not in manifest.splits:
+            raise ValueError(f"{data!r} has no split {split!r}, which training needs; it has {list(manifest.splits)}")
+    if resources.workers > config.batch_size:
+        raise ValueError(
+            f"{resources.workers} workers share a batch of {config.batch_size} images: raise batch_size or take fewer"
+        )
+    num_train = manifest.splits["train"].num_images
+    if num_train < config.batch_size:
+        raise ValueError(f"the training split has {num_train} images, less than one batch of {config.batch_size}")
+    return RunSpec(
+        trial=trial,
+        config=config,
+        data=data,
+        data_id=manifest.id,
+        data_manifest_sha256=manifest_sha256(data),
+        initial_weights=initial_weights,
+        resources=resources,
+    )
+
+
+def torch_trainer(
+    spec: RunSpec, storage: str, callbacks: Sequence[ray.train.UserCallback] = ()
+) -> ray.train.torch.TorchTrainer:
+    """The trainer of a run. Under the same storage and trial name it continues from the latest checkpoint there.
+
+    Keeps two checkpoints: the one with the lowest validation loss and the latest.
+    """
+    resources = spec.resources
+    per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
+    if resources.gpus_per_worker:
+        per_worker["GPU"] = resources.gpus_per_worker
+    return ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config=spec.model_dump(mode="json"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=resources.workers, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=per_worker
+        ),
+        run_config=ray.train.RunConfig(
+            name=spec.trial,
+            storage_path=storage,
+            callbacks=list(callbacks),
+            logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # one line a report and worker is too much
+            checkpoint_config=ray.train.CheckpointConfig(
+                num_to_keep=1, checkpoint_score_attribute="val_loss", checkpoint_score_order="min"
+            ),
+        ),
+    )
+
+
+def train_worker(settings: dict[str, Any]) -> None:
+    """Trains on this worker, epoch by epoch, and reports each epoch's validation loss with a checkpoint.
+
+    Args:
+        settings: a `RunSpec` as plain values.
+    """
+    spec = RunSpec.model_validate(settings)
+    run = _prepare(spec)
+    while not loop.is_complete(run):
+        epoch = run.progress.epochs_done + 1
+        learning_rate = run.optimiser.param_groups[0]["lr"]
+        started = time.monotonic()
+        train_loss = loop.train_epoch(run, epoch, _progress_printer(spec, epoch))
+        val_loss = loop.validate(run)
+        loop.finish_epoch(run, epoch, val_loss)
+        metrics = {
+            "epoch": epoch,
+            "val_loss": val_loss,
+            "train_loss": train_loss,
+            "learning_rate": learning_rate,
+            "epoch_s": time.monotonic() - started,
+        }
+        _report(spec, run, metrics)
+    run.train.close()
+    run.valid.close()
+
+
+def _prepare(spec: RunSpec) -> loop.Run:
+    """Loaders, network and optimiser of this worker, continued from the run's latest checkpoint where there is one."""
+    context = ray.train.get_context()
+    rank, workers = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(spec.resources.cpus_per_worker)
+    config = spec.config
+
+    def split_loader(split: str) -> SplitLoader:
+        return SplitLoader(
+            local_split(spec.data, split),
+            batch_size=config.batch_size,
+            rank=rank,
+            world_size=workers,
+            shuffle=split == "train",
+            seed=config.seed,
+        )
+
+    run = loop.prepare_run(
+        config,
+        build_network(spec.initial_weights, config.seed),
+        split_loader("train"),
+        split_loader("valid"),
+        torch.from_numpy(weights_matrix(read_manifest(spec.data).class_weights)),
+        ray.train.torch.get_device(),
+    )
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as directory:
+            loop.restore_run(run, load_network(Path(directory)).state_dict(), load_state(Path(directory)))
+        print(f"{spec.trial} continues after epoch {run.progress.epochs_done}", flush=True)
+    return run
+
+
+def _report(spec: RunSpec, run: loop.Run, metrics: dict[str, Any]) -> None:
+    """Reports an epoch on every worker; rank 0 brings the checkpoint."""
+    with tempfile.TemporaryDirectory() as directory:
+        checkpoint = None
+        if ray.train.get_context().get_world_rank() == 0:
+            meta = CheckpointMeta(
+                trial=spec.trial,
+                epoch=metrics["epoch"],
+                val_loss=metrics["val_loss"],
+                image_size=spec.config.image_size,
+                config=spec.config,
+                data_id=spec.data_id,
+                data_manifest_sha256=spec.data_manifest_sha256,
+            )
+            save_checkpoint(Path(directory), run.network, meta, loop.run_state(run))
+            checkpoint = ray.train.Checkpoint.from_directory(directory)
+        ray.train.report(metrics, checkpoint=checkpoint)
+
+
+def _progress_printer(spec: RunSpec, epoch: int) -> loop.OnBatch | None:
+    """Rank 0 says where the epoch stands, every quarter of a minute, with the rate and the time left in the run."""
+    if ray.train.get_context().get_world_rank() != 0:
+        return None
+    started = last = time.monotonic()
+
+    def on_batch(done: int, num_batches: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < PROGRESS_EVERY_S:
+            return
+        last = now
+        batches_per_s = done / (now - started)
+        left = num_batches * (spec.config.epochs - epoch + 1) - done
+        print(
+            f"{spec.trial}: epoch {epoch}/{spec.config.epochs}, batch {done}/{num_batches}, "
+            f"{batches_per_s * spec.config.batch_size:.1f} images/s, at most {left / batches_per_s:.0f} s left",
+            flush=True,
+        )
+
+    return on_batch

@@ -1,0 +1,123 @@
+"""`python -m mura_ray.train`: one training run with the paper's recipe."""
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import yaml
+from pydantic import ValidationError
+
+from mura_ray import cli, store
+from mura_ray.config import Locations, TrialConfig, explain, nested
+from mura_ray.data.manifest import read_manifest
+from mura_ray.distributed.naming import RUN_FILE, check_claim, check_name, claim
+from mura_ray.distributed.session import ray_session
+from mura_ray.distributed.tracking import EpochLog
+from mura_ray.distributed.worker import Resources, run_spec, torch_trainer
+from mura_ray.model.checkpoint import read_meta
+from mura_ray.model.densenet import prepare_initial_weights
+
+EPILOG = """example:
+  python -m mura_ray.train --data shards --runs runs --name baseline --workers 2 --set epochs=5
+
+The same command continues an interrupted run. Every setting and its default stands in mura_ray/config.py; the defaults
+are the paper's. The result is <runs>/<name>/: checkpoints (the best and the latest epoch) and tensorboard/."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parses, trains, reports."""
+    locations = Locations.from_environment()
+    parser = argparse.ArgumentParser(
+        prog="python -m mura_ray.train",
+        description="Trains one DenseNet-169 on a converted data set, on any number of workers.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--data", default=locations.data, help="converted data set (default: $MURA_DATA)")
+    parser.add_argument("--runs", default=locations.runs, help="where runs are written (default: $MURA_RUNS)")
+    parser.add_argument("--name", default="train", help="name of the run (default: %(default)s)")
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE",
+                        help="a setting, e.g. epochs=3 or augmentation.rotation_deg=10; may be repeated")  # fmt: skip
+    parser.add_argument("--workers", type=int, default=1, help="workers that share each batch (default: %(default)s)")
+    parser.add_argument("--cpus-per-worker", type=int, default=1, help="(default: %(default)s)")
+    parser.add_argument("--gpus-per-worker", type=float, help="default: one where the cluster has GPUs")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
+    return cli.run(lambda: _train(parser.parse_args(argv)))
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    data, runs = cli.location(arguments.data, "data"), cli.location(arguments.runs, "runs")
+    config = parse_settings(arguments.settings)
+    with ray_session():
+        cluster = ray.cluster_resources()
+        gpus = arguments.gpus_per_worker
+        try:
+            resources = Resources(
+                workers=arguments.workers,
+                cpus_per_worker=arguments.cpus_per_worker,
+                gpus_per_worker=float(cluster.get("GPU", 0) >= 1) if gpus is None else gpus,
+            )
+        except ValidationError as error:
+            raise ValueError(explain(error)) from error
+        _check_capacity(resources, cluster)
+        spec = run_spec(check_name(arguments.name), config, data, None, resources)
+        steps = read_manifest(data).splits["train"].num_images // config.batch_size
+        print(f"run {arguments.name}: {resources.workers} worker(s), {config.epochs} epochs of {steps} steps")
+        print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+        home = store.join(runs, spec.trial)
+        check_claim(home, RUN_FILE, spec, same=("config", "data_id"))
+        if arguments.dry_run:
+            return
+        weights = prepare_initial_weights(config.initial_weights, runs)
+        spec = spec.model_copy(update={"initial_weights": weights})
+        claim(home, RUN_FILE, spec)
+        log = EpochLog(home, config.epochs)
+        try:
+            result = torch_trainer(spec, runs, [log]).fit()
+        except SystemExit as error:  # what Ray Train makes of Ctrl-C
+            raise KeyboardInterrupt from error
+        except ray.train.TrainingFailedError as error:
+            raise ValueError(
+                f"the run failed; the same command continues it from its latest checkpoint: {error}"
+            ) from error
+        checkpoints = result.best_checkpoints or []
+        best, _ = min(checkpoints, key=lambda pair: pair[1]["val_loss"])
+        meta = read_meta(Path(best.path))
+        print(f"best validation loss {meta.val_loss:.4f}, epoch {meta.epoch}: {best.path}")
+
+
+def parse_settings(assignments: list[str]) -> TrialConfig:
+    """Settings given as NAME=VALUE, values in YAML, dots for nested ones, over the paper's defaults.
+
+    Raises:
+        ValueError: no `=`, an unknown name or an impossible value.
+    """
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, value = assignment.partition("=")
+        if not equals:
+            raise ValueError(f"--set {assignment!r}: expected NAME=VALUE, e.g. epochs=3")
+        try:
+            values[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {assignment!r}: {value!r} is not YAML") from error
+    try:
+        return TrialConfig.model_validate(nested(values))
+    except ValidationError as error:
+        raise ValueError(f"--set: {explain(error)}") from error
+
+
+def _check_capacity(resources: Resources, cluster: Mapping[str, float]) -> None:
+    for kind, each in (("CPU", resources.cpus_per_worker), ("GPU", resources.gpus_per_worker)):
+        if resources.workers * each > cluster.get(kind, 0):
+            raise ValueError(
+                f"{resources.workers} workers of {each:g} {kind}s are more than the cluster's "
+                f"{cluster.get(kind, 0):g}: lower --workers or --{kind.lower()}s-per-worker, or add nodes"
+            )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,156 @@
+"""The loop on a network of a few weights, without BatchNorm, so that numbers can be compared exactly."""
+
+import math
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import nn
+
+from mura_ray.config import Augmentation, TrialConfig
+from mura_ray.data.loader import Batch, worker_slice
+from mura_ray.training import loop
+
+SIZE, NUM_IMAGES = 32, 24
+CONFIG = TrialConfig(
+    image_size=SIZE, initial_weights="random", batch_size=8, epochs=3, learning_rate=1e-2, channels_last=False,
+    augmentation=Augmentation(inversion_probability=0.5, rotation_deg=10),
+)  # fmt: skip
+WEIGHTS = torch.tensor([[0.4, 0.6]]).repeat(7, 1)
+
+
+class MemoryLoader:
+    """Batches from memory, with the loader's way of sharing them among workers."""
+
+    def __init__(self, num_images: int, rank: int = 0, world_size: int = 1) -> None:
+        generator = np.random.default_rng(5)
+        self.images = generator.integers(0, 256, (num_images, 1, SIZE, SIZE), dtype=np.uint8)
+        self.labels = generator.integers(0, 2, num_images)
+        self.num_images, self.num_batches = num_images, math.ceil(num_images / CONFIG.batch_size)
+        self._rank, self._world_size = rank, world_size
+
+    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+        for index in range(start, self.num_batches):
+            rows = np.arange(self.num_images)[index * CONFIG.batch_size : (index + 1) * CONFIG.batch_size]
+            mine = rows[worker_slice(CONFIG.batch_size, self._rank, self._world_size)]
+            yield Batch(
+                images=torch.from_numpy(self.images[mine]),
+                labels=torch.from_numpy(self.labels[mine]).float(),
+                type_index=torch.from_numpy(mine % 7),
+                sample_ids=torch.from_numpy(mine),
+                index=index,
+                global_size=len(rows),
+            )
+
+
+class TinyNetwork(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.layer = nn.Linear(SIZE * SIZE, 1)
+
+    def forward(self, gray: torch.Tensor) -> torch.Tensor:
+        return self.layer(gray.flatten(1)).squeeze(1)
+
+
+def make_run(config: TrialConfig = CONFIG, rank: int = 0, world_size: int = 1, num_valid: int = 20) -> loop.Run:
+    train, valid = MemoryLoader(NUM_IMAGES, rank, world_size), MemoryLoader(num_valid, rank, world_size)
+    return loop.prepare_run(
+        config, cast(Any, TinyNetwork()), cast(Any, train), cast(Any, valid), WEIGHTS, torch.device("cpu")
+    )
+
+
+def train_two_epochs(run: loop.Run) -> dict[str, Any]:
+    losses = [(loop.train_epoch(run, epoch), loop.validate(run)) for epoch in (1, 2)]
+    return {"losses": losses, "weight": run.network.layer.weight.detach().clone()}  # pyright: ignore
+
+
+def _worker(rank: int, world_size: int, port: int, folder: str) -> None:
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+    torch.save(train_two_epochs(make_run(rank=rank, world_size=world_size)), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_the_number_of_workers_changes_neither_weights_nor_losses(tmp_path: Path, world_size: int) -> None:
+    expected = train_two_epochs(make_run())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_worker, (world_size, port, str(tmp_path)), nprocs=world_size)  # pyright: ignore
+    for rank in range(world_size):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert np.allclose(found["losses"], expected["losses"], rtol=1e-5)
+        assert torch.allclose(found["weight"], expected["weight"], atol=1e-5)
+
+
+def test_the_validation_loss_is_the_weighted_mean_over_all_images() -> None:
+    run = make_run()
+    images, labels = cast(Any, run.valid).images, cast(Any, run.valid).labels
+    logits = run.network(torch.from_numpy(images) / 255).detach().numpy().astype(np.float64)
+    probability = 1 / (1 + np.exp(-logits))
+    terms = np.where(labels == 1, -0.6 * np.log(probability), -0.4 * np.log(1 - probability))
+    assert loop.validate(run) == pytest.approx(terms.mean(), rel=1e-6)
+
+
+def test_unweighted_training_is_still_ranked_by_the_weighted_loss() -> None:
+    plain = make_run(CONFIG.model_copy(update={"weighted_loss": False}))
+    weighted = make_run()
+    assert loop.validate(plain) == loop.validate(weighted)
+    assert loop.train_epoch(plain, 1) > 1.5 * loop.train_epoch(weighted, 1)
+
+
+def test_a_restored_run_continues_as_if_it_had_not_stopped() -> None:
+    whole = make_run()
+    for epoch in (1, 2, 3):
+        loop.train_epoch(whole, epoch)
+        loop.finish_epoch(whole, epoch, loop.validate(whole))
+
+    first = make_run()
+    for epoch in (1, 2):
+        loop.train_epoch(first, epoch)
+        loop.finish_epoch(first, epoch, loop.validate(first))
+    second = make_run()
+    loop.restore_run(second, first.network.state_dict(), loop.run_state(first))
+    assert second.progress == first.progress
+    loop.train_epoch(second, 3)
+    loop.finish_epoch(second, 3, loop.validate(second))
+
+    assert second.progress == whole.progress
+    for name, tensor in whole.network.state_dict().items():
+        assert torch.equal(second.network.state_dict()[name], tensor), name
+    assert loop.is_complete(second)
+
+
+def test_the_learning_rate_falls_by_ten_when_the_validation_loss_does_not_improve() -> None:
+    run = make_run(CONFIG.model_copy(update={"epochs": 10}))
+    rates = []
+    for epoch, val_loss in enumerate((0.5, 0.4, 0.41, 0.3), start=1):
+        loop.finish_epoch(run, epoch, val_loss)
+        rates.append(run.optimiser.param_groups[0]["lr"])
+    assert rates == pytest.approx([1e-2, 1e-2, 1e-3, 1e-3])
+    assert (run.progress.best_val_loss, run.progress.best_epoch) == (0.3, 4)
+
+
+def test_early_stopping_counts_epochs_in_a_row() -> None:
+    run = make_run(CONFIG.model_copy(update={"epochs": 10, "early_stopping_epochs": 2}))
+    ended = []
+    for epoch, loss in enumerate((0.5, 0.6, 0.4, 0.41, 0.42), start=1):
+        loop.finish_epoch(run, epoch, loss)
+        ended.append(loop.is_complete(run))
+    assert ended == [False, False, False, False, True]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run() -> None:
+    run = make_run()
+    with torch.no_grad():
+        next(run.network.parameters()).fill_(float("inf"))
+    with pytest.raises(ValueError, match=r"training loss became .* in epoch 1"):
+        loop.train_epoch(run, 1)
