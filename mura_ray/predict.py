@@ -1,0 +1,229 @@
+"""`python -m mura_ray.predict`: a folder of studies to tables and overlays, without a server."""
+
+import argparse
+import os
+import re
+import shutil
+import sys
+import uuid
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mura_ray import cli
+from mura_ray.domain import STUDY_TYPES, StudyPrediction
+from mura_ray.images import read_gray
+from mura_ray.model.ensemble import Ensemble
+from mura_ray.render.overlay import encode_png, overlay
+
+EPILOG = """example:
+  python -m mura_ray.predict --ensemble runs/first/ensemble --source radiographs --out predictions
+
+Every folder that directly holds PNG or JPEG files is one study, and they are its views; so put each study into a folder
+of its own. A study's type is read from a part of its path like XR_WRIST. Hidden files and other files are skipped.
+
+  predictions/studies.csv             a row per study: probability, decision, each member's probability
+  predictions/views.csv               a row per view
+  predictions/overlays/STUDY/VIEW.png the class activation map over each view, in the view's own pixels
+  predictions/damaged.csv             with --allow-damaged: the views left out, and why
+
+Research software, not a medical device."""
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+LARGE_STUDY = 20
+"""Views. MURA's largest study has 11; a folder of more is more likely a folder of many studies."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parses, predicts, reports."""
+    parser = argparse.ArgumentParser(
+        prog="python -m mura_ray.predict",
+        description="Predicts every study in a folder with an ensemble, and paints where it saw abnormality.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--ensemble", required=True, metavar="URI", help="an ensemble's folder, or its ensemble.json")
+    parser.add_argument("--source", required=True, metavar="DIR", help="folder of studies")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; it must not exist yet")
+    parser.add_argument("--no-overlays", action="store_true", help="tables only")
+    parser.add_argument("--allow-damaged", action="store_true", help="leave damaged images out and list them")
+    return cli.run(lambda: _predict(parser.parse_args(argv)))
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    source, out = Path(arguments.source).expanduser(), Path(arguments.out).expanduser()
+    if out.exists():
+        raise ValueError(f"--out {out} exists already: name a new folder, or remove it")
+    if out.resolve().is_relative_to(source.resolve()):
+        raise ValueError(
+            f"--out {out} lies in --source {source}, which would have its overlays as studies: name another"
+        )
+    studies = find_studies(source)
+    ensemble = Ensemble.load(arguments.ensemble, "cuda" if torch.cuda.is_available() else "cpu")
+    damaged = _damaged_views(studies, source)
+    if damaged and not arguments.allow_damaged:
+        listed = "\n".join(f"  {view}: {reason}" for view, reason in damaged.items())
+        raise ValueError(f"{len(damaged)} damaged images; --allow-damaged leaves them out\n{listed}")
+    sound = {study: [view for view in views if view not in damaged] for study, views in studies.items()}
+    sound = {study: views for study, views in sound.items() if views}
+    if not sound:
+        raise ValueError(f"no sound image in {source}")
+    with _new_folder(out) as partial:
+        _predict_studies(ensemble, sound, source, partial, overlays=not arguments.no_overlays)
+        if damaged:
+            _write_table(
+                partial / "damaged.csv", [{"view": view.as_posix(), "reason": damaged[view]} for view in damaged]
+            )
+    num_views = sum(map(len, sound.values()))
+    print(f"{len(sound)} studies, {num_views} views, {len(damaged)} damaged images left out: {out / 'studies.csv'}")
+
+
+def find_studies(source: Path) -> dict[Path, list[Path]]:
+    """The studies below a folder: each folder with its PNG and JPEG files, all relative to `source` and sorted.
+
+    What is skipped or looks wrong is noted on stderr.
+
+    Raises:
+        ValueError: no such folder, or no images in it.
+    """
+    if not source.is_dir():
+        raise ValueError(f"--source {source} is no folder")
+    studies: dict[Path, list[Path]] = {}
+    skipped: Counter[str] = Counter()
+    for folder, subfolders, names in os.walk(source):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in sorted(names):
+            if name.startswith("."):
+                skipped["hidden"] += 1
+            elif not name.lower().endswith(IMAGE_SUFFIXES):
+                skipped[Path(name).suffix or name] += 1
+            else:
+                view = Path(folder, name).relative_to(source)
+                studies.setdefault(view.parent, []).append(view)
+    if skipped:
+        told = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
+        print(f"note: skipped files that are not PNG or JPEG: {told}", file=sys.stderr)
+    for study, views in studies.items():
+        if len(views) > LARGE_STUDY:
+            print(f"note: {source / study} has {len(views)} images and is taken for one study", file=sys.stderr)
+    if not studies:
+        raise ValueError(f"--source {source} holds no PNG or JPEG files")
+    return studies
+
+
+def study_type_of(path: Path) -> str:
+    """The study type that a part of a path like XR_WRIST names, the last one if several do; "" without one."""
+    for part in reversed(path.parts):
+        match = re.fullmatch(r"xr_(\w+)", part.lower())
+        if match and match[1] in STUDY_TYPES:
+            return match[1]
+    return ""
+
+
+def overlay_names(views: Sequence[Path]) -> list[str]:
+    """File names of a study's overlays: each view's with the suffix .png, or after its own where that would clash."""
+    stems = [view.stem for view in views]
+    if len({stem.casefold() for stem in stems}) < len(stems):
+        stems = [view.name for view in views]
+    return [f"{stem}.png" for stem in stems]
+
+
+def _damaged_views(studies: Mapping[Path, Sequence[Path]], source: Path) -> dict[Path, str]:
+    """Decodes every image before the long work begins, so that all the damage is known at once."""
+    damaged = {}
+    with _progress() as progress:
+        for view in progress.track(
+            [view for views in studies.values() for view in views], description="checking images"
+        ):
+            try:
+                _read(source / view)
+            except (ValueError, OSError) as error:
+                damaged[view] = str(error)
+    return damaged
+
+
+def _predict_studies(
+    ensemble: Ensemble, studies: Mapping[Path, Sequence[Path]], source: Path, out: Path, *, overlays: bool
+) -> None:
+    study_rows, view_rows = [], []
+    with _progress() as progress:
+        for study, views in progress.track(list(studies.items()), description="predicting studies"):
+            grays = [_read(source / view) for view in views]
+            prediction = ensemble.predict_study(grays)
+            paths = [Path("overlays", study, name) for name in overlay_names(views)] if overlays else []
+            for path, gray, view in zip(paths, grays, prediction.views, strict=False):
+                (out / path).parent.mkdir(parents=True, exist_ok=True)
+                (out / path).write_bytes(encode_png(overlay(gray, view.cam)))
+            study_rows.append(_study_row(study, study_type_of((source / study).resolve()), prediction))
+            view_rows += _view_rows(study, views, paths, prediction)
+    _write_table(out / "studies.csv", study_rows)
+    _write_table(out / "views.csv", view_rows)
+
+
+def _study_row(study: Path, study_type: str, prediction: StudyPrediction) -> dict[str, Any]:
+    return {
+        "study": study.as_posix(),
+        "study_type": study_type,
+        "num_views": len(prediction.views),
+        "probability": prediction.probability,
+        "abnormal": int(prediction.abnormal),
+        "threshold": prediction.threshold,
+        **{f"member_{place}": member.probability for place, member in enumerate(prediction.members)},
+    }
+
+
+def _view_rows(
+    study: Path, views: Sequence[Path], overlays: Sequence[Path], prediction: StudyPrediction
+) -> list[dict[str, Any]]:
+    return [
+        {
+            "study": study.as_posix(),
+            "view": path.name,
+            "width": view.width,
+            "height": view.height,
+            "probability": view.probability,
+            "cam_min": float(view.cam.min()),
+            "cam_max": float(view.cam.max()),
+            "overlay": overlays[place].as_posix() if overlays else "",
+        }
+        for place, (path, view) in enumerate(zip(views, prediction.views, strict=True))
+    ]
+
+
+def _read(path: Path) -> np.ndarray:
+    return read_gray(path.read_bytes())
+
+
+def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
+    pd.DataFrame(rows).to_csv(path, index=False, errors="surrogateescape")  # file names need not be UTF-8
+
+
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TextColumn("left"), TimeRemainingColumn())  # fmt: skip
+    return Progress(*columns, console=Console(stderr=True))
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
+    """Gives a sibling folder to write to, renamed to `path` when the block ends well, else removed."""
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.rename(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+if __name__ == "__main__":
+    sys.exit(main())

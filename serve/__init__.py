@@ -1,0 +1,1 @@
+"""The HTTP endpoint: Ray Serve around one ensemble."""

@@ -1,0 +1,111 @@
+"""What the HTTP interface answers. `/openapi.json` is made from these models."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema
+
+from mura_ray.domain import STUDY_TYPES
+
+
+def _known_study_type(name: str) -> str:
+    if name not in STUDY_TYPES:
+        raise ValueError(f"{name!r} is no study type; one of {', '.join(STUDY_TYPES)}")
+    return name
+
+
+StudyType = Annotated[
+    str, AfterValidator(_known_study_type), WithJsonSchema({"type": "string", "enum": list(STUDY_TYPES)})
+]
+
+CamForm = Literal["none", "raw", "overlay"]
+
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+Range = Annotated[tuple[float, float], Field(description="lowest and highest value of the raw map, in logits")]
+
+
+class RawCam(BaseModel):
+    """A class activation map as numbers."""
+
+    range: Range
+    shape: tuple[int, int] = Field(description="rows and columns; the map covers the whole view", examples=[(10, 10)])
+    float32_base64: str = Field(description="the map in logits, row by row, little-endian float32, base64")
+
+
+class OverlayCam(BaseModel):
+    """A class activation map as a picture."""
+
+    range: Range
+    png_base64: str = Field(
+        description="the map painted over the view where it is above 0, PNG in the view's own pixels, base64"
+    )
+
+
+class ViewAnswer(BaseModel):
+    """One view of the study, in the order of the request."""
+
+    name: str = Field(description="the file name that was sent")
+    width: int = Field(description="pixels")
+    height: int = Field(description="pixels")
+    probability: Probability = Field(description="of abnormality, mean over the members")
+    cam: RawCam | OverlayCam | None = Field(description="as the query's cam asks; null for none")
+
+
+class MemberAnswer(BaseModel):
+    """One member of the ensemble."""
+
+    trial: str
+    probability: Probability = Field(description="of abnormality, mean over the views")
+
+
+class EnsembleReference(BaseModel):
+    """Which ensemble answered."""
+
+    id: str = Field(description="hash of the ensemble's content")
+    created: str = Field(description="UTC, ISO 8601")
+
+
+class StudyAnswer(BaseModel):
+    """What the ensemble says of a study. Research use only, not a medical device."""
+
+    study_type: StudyType | None = Field(description="as sent; the prediction does not depend on it")
+    probability: Probability = Field(description="of abnormality: mean over the views, of the mean over the members")
+    abnormal: bool = Field(description="probability > threshold")
+    threshold: float
+    views: list[ViewAnswer]
+    members: list[MemberAnswer]
+    ensemble: EnsembleReference
+    warnings: list[str] = Field(description="what about the views should make the reader doubt the answer")
+
+
+class MemberDescription(BaseModel):
+    """One member: the trial's best epoch."""
+
+    trial: str
+    epoch: int
+    val_loss: float
+
+
+class EnsembleAnswer(BaseModel):
+    """The ensemble that is served."""
+
+    id: str = Field(description="hash of the ensemble's content")
+    created: str = Field(description="UTC, ISO 8601")
+    image_size: int = Field(description="side of the network's input in pixels")
+    threshold: float = Field(description="a study is abnormal if its probability is greater")
+    data_id: str = Field(description="id of the data set that the members were trained on")
+    members: list[MemberDescription]
+    notice: str = Field(description="what the ensemble must not be used for")
+
+
+class Health(BaseModel):
+    """The process lives."""
+
+    status: Literal["alive"] = "alive"
+
+
+class Readiness(BaseModel):
+    """Studies are answered."""
+
+    status: Literal["ready"] = "ready"
+    ensemble: str = Field(description="id of the ensemble that is loaded")

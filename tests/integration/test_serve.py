@@ -1,0 +1,286 @@
+import base64
+import io
+import os
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from mura_ray.config import ENSEMBLE_SIZE, TrialConfig
+from mura_ray.images import read_gray
+from mura_ray.model.checkpoint import CheckpointMeta, save_checkpoint
+from mura_ray.model.densenet import AbnormalityNet
+from mura_ray.model.ensemble import Ensemble, MemberSource, write_ensemble
+
+pytestmark = pytest.mark.slow
+
+CONFIG = Path(__file__).parents[2] / "serve" / "config.yaml"
+IMAGE_SIZE = 64
+START_TIMEOUT_S = 400
+
+
+def write_random_ensemble(root):
+    """An ensemble of untrained networks under `root/runs`; returns its folder."""
+    members = []
+    for place in range(ENSEMBLE_SIZE):
+        torch.manual_seed(place)
+        config = TrialConfig(image_size=IMAGE_SIZE, initial_weights="random", seed=place)
+        meta = CheckpointMeta(
+            trial=f"trial-{place}",
+            epoch=place,
+            val_loss=0.5 + place / 10,
+            image_size=IMAGE_SIZE,
+            config=config,
+            data_id="0" * 16,
+            data_manifest_sha256="0" * 64,
+        )
+        checkpoint = root / "checkpoints" / meta.trial
+        save_checkpoint(checkpoint, AbnormalityNet(), meta, None)
+        members.append(MemberSource(meta.trial, meta.epoch, meta.val_loss, config, str(checkpoint)))
+    folder = root / "runs" / "demo" / "ensemble"
+    write_ensemble(str(folder), members, data_id="0" * 16, data_manifest_sha256="0" * 64)
+    shutil.rmtree(root / "checkpoints")
+    return folder
+
+
+def tamper(folder, copy):
+    """A copy of an ensemble with one bit of one member flipped."""
+    shutil.copytree(folder, copy)
+    content = bytearray((copy / "member-3.safetensors").read_bytes())
+    content[-1] ^= 1
+    (copy / "member-3.safetensors").write_bytes(content)
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def pids_of_session(session):
+    """Every process of a session: Ray puts its workers into process groups of their own, but leaves them in it."""
+    pids = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[3]) == session and fields[0] != "Z":
+            pids.append(int(stat.parent.name))
+    return pids
+
+
+@contextmanager
+def served(config, folder, **environment):
+    """`serve run` with its own Ray, in a session of its own; gives process and log, and leaves no process behind."""
+    ray_folder = tempfile.mkdtemp(prefix="mura-", dir="/tmp")  # Ray's sockets need a short path
+    file, log = folder / "serve.yaml", folder / "serve.log"
+    file.write_text(yaml.safe_dump(config))
+    unset = ("RAY_ADDRESS", "MURA_ENSEMBLE", "MURA_RUNS")
+    inherited = {key: value for key, value in os.environ.items() if key not in unset}
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [Path(sys.executable).with_name("serve"), "run", "--address", "local", str(file)],
+            cwd=folder,
+            env={**inherited, "RAY_TMPDIR": ray_folder, **environment},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            yield process, log
+        finally:
+            for pid in pids_of_session(process.pid):
+                os.kill(pid, signal.SIGKILL)
+            process.wait(60)
+            shutil.rmtree(ray_folder, ignore_errors=True)
+
+
+def wait_until(condition, process, log):
+    """Waits for a condition while the server lives."""
+    end = time.monotonic() + START_TIMEOUT_S
+    while not condition():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < end, log.read_text()
+        time.sleep(0.5)
+
+
+def ready(url):
+    try:
+        return httpx.get(f"{url}/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("serve")
+
+
+@pytest.fixture(scope="module")
+def ensemble_folder(folder):
+    return write_random_ensemble(folder)
+
+
+@pytest.fixture(scope="module")
+def server(folder, ensemble_folder):
+    """The product's own configuration on a free port, beside it the same application on a tampered ensemble."""
+    tamper(ensemble_folder, folder / "tampered")
+    config = yaml.safe_load(CONFIG.read_text())
+    config["http_options"]["port"] = port = free_port()
+    (application,) = config["applications"]
+    application["deployments"][0]["ray_actor_options"]["num_cpus"] = 1
+    environment = {"env_vars": {"MURA_ENSEMBLE": str(folder / "tampered")}}
+    tampered = {**application, "name": "tampered", "route_prefix": "/tampered", "runtime_env": environment}
+    config["applications"].append(tampered)
+    with served(config, folder, MURA_RUNS="runs") as (process, log):
+        url = f"http://127.0.0.1:{port}"
+        wait_until(lambda: ready(url), process, log)
+        yield url, process, log
+
+
+@pytest.fixture(scope="module")
+def ensemble(ensemble_folder):
+    return Ensemble.load(str(ensemble_folder), "cpu")
+
+
+def encoded(gray, kind="PNG"):
+    file = io.BytesIO()
+    Image.fromarray(gray).save(file, format=kind)
+    return file.getvalue()
+
+
+def noise(height, width):
+    values = np.random.default_rng(height * width).integers(0, 256, (height, width), dtype=np.uint8)
+    return np.sort(values, axis=1)
+
+
+STUDY = {
+    "front.png": encoded(noise(200, 90)),
+    "side.jpg": encoded(noise(64, 64), "JPEG"),
+    "oblique.png": encoded(noise(33, 150)),
+}
+
+
+def png_header(width, height):
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+
+
+def post(url, views=STUDY, **options):
+    files = [("views", view) for view in views.items()]
+    return httpx.post(f"{url}/v1/studies/predict", **{"files": files, "timeout": 120, **options})
+
+
+def test_the_answer_is_what_the_ensemble_predicts(server, ensemble):
+    expected = ensemble.predict_study([read_gray(content) for content in STUDY.values()])
+    answer = post(server[0], params={"cam": "raw"}, data={"study_type": "wrist"}).json()
+    assert answer["probability"] == pytest.approx(expected.probability, abs=1e-6)
+    assert (answer["abnormal"], answer["threshold"]) == (expected.abnormal, 0.5)
+    assert answer["study_type"] == "wrist"
+    assert [member["trial"] for member in answer["members"]] == [f"trial-{place}" for place in range(ENSEMBLE_SIZE)]
+    for found, member in zip(answer["members"], expected.members, strict=True):
+        assert found["probability"] == pytest.approx(member.probability, abs=1e-6)
+    assert len({member.probability for member in expected.members}) == ENSEMBLE_SIZE
+    for name, found, view in zip(STUDY, answer["views"], expected.views, strict=True):
+        assert (found["name"], found["width"], found["height"]) == (name, view.width, view.height)
+        assert found["probability"] == pytest.approx(view.probability, abs=1e-6)
+        cam = np.frombuffer(base64.b64decode(found["cam"]["float32_base64"]), "<f4").reshape(found["cam"]["shape"])
+        np.testing.assert_allclose(cam, view.cam, atol=1e-5)
+        assert found["cam"]["range"] == [cam.min(), cam.max()]
+
+
+def test_overlays_have_the_pixels_of_their_views(server):
+    views = post(server[0], params={"cam": "overlay"}).json()["views"]
+    sizes = [Image.open(io.BytesIO(base64.b64decode(view["cam"]["png_base64"]))).size for view in views]
+    assert sizes == [(90, 200), (64, 64), (150, 33)]
+
+
+def test_it_says_what_is_served(server, ensemble):
+    answer = httpx.get(f"{server[0]}/v1/ensemble").json()
+    assert answer["id"] == ensemble.description.id
+    assert len(answer["members"]) == ENSEMBLE_SIZE
+    assert "medical device" in httpx.get(server[0]).text
+    assert httpx.get(f"{server[0]}/healthz").status_code == 200
+
+
+def endless_view():
+    yield b'--x\r\nContent-Disposition: form-data; name="views"; filename="a.png"\r\n\r\n'
+    for _ in range(200):
+        yield bytes(2**20)
+
+
+HOSTILE = {
+    "an empty file": (422, {"views": {"a.png": b""}}),
+    "a text": (422, {"views": {"a.png": b"no radiograph"}}),
+    "a truncated JPEG": (422, {"views": {"a.jpg": STUDY["side.jpg"][:-200]}}),
+    "a header of four billion pixels": (422, {"views": {"a.png": png_header(65535, 65535)}}),
+    "too many views": (422, {"files": [("views", ("a.png", STUDY["front.png"]))] * 17}),
+    "too large a body": (413, {"views": {"a.png": bytes(2**27)}}),
+    "too large a body without a length": (
+        413,
+        {
+            "files": None,
+            "content": endless_view(),
+            "headers": {"content-type": "multipart/form-data; boundary=x"},
+        },
+    ),
+    "another content type": (415, {"files": None, "content": b"{}", "headers": {"content-type": "application/json"}}),
+    "no views": (422, {"files": {"image": b""}}),
+    "an unknown study type": (422, {"data": {"study_type": "knee"}}),
+    "a bad cam": (422, {"params": {"cam": "heat"}}),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_requests_get_a_problem_and_the_replica_lives(server, case):
+    status, request = HOSTILE[case]
+    response = post(server[0], **request)
+    assert response.status_code == status
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["status"] == status
+    assert post(server[0]).status_code == 200
+
+
+def test_a_tampered_member_keeps_the_server_from_starting_and_the_log_says_why(server):
+    url, process, log = server
+    wait_until(lambda: "is not the member that ensemble.json describes" in log.read_text(), process, log)
+    assert "member-3.safetensors" in log.read_text()
+    for path in ("readyz", "healthz", "v1/ensemble"):
+        assert httpx.get(f"{url}/tampered/{path}").status_code >= 400
+    assert post(f"{url}/tampered").status_code >= 400
+    assert ready(url)
+
+
+def test_no_file_name_is_logged_and_an_interrupt_ends_it(server):
+    _, process, log = server
+    process.send_signal(signal.SIGINT)
+    assert process.wait(120) == 0
+    assert "POST /v1/studies/predict" in log.read_text()
+    assert not [name for name in STUDY if name in log.read_text()]
+    end = time.monotonic() + 60
+    while pids_of_session(process.pid):
+        assert time.monotonic() < end
+        time.sleep(0.5)
+
+
+def test_an_open_address_is_refused(folder, ensemble_folder):
+    config = yaml.safe_load(CONFIG.read_text())
+    config["http_options"] = {"host": "0.0.0.0", "port": free_port()}
+    with served(config, folder, MURA_ENSEMBLE=str(ensemble_folder)) as (process, log):
+        wait_until(lambda: "http_options.host is '0.0.0.0'" in log.read_text(), process, log)
+        assert not ready(f"http://127.0.0.1:{config['http_options']['port']}")

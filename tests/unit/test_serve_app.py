@@ -1,0 +1,83 @@
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+from mura_ray.model import ensemble as ensemble_module
+from serve.app import EnsembleServer, ensemble_uri, refuse_open_address
+from serve.limits import Limits
+
+CONFIG = Path(__file__).parents[2] / "serve" / "config.yaml"
+
+
+@pytest.fixture(autouse=True)
+def _no_locations(monkeypatch):
+    for name in ("MURA_ENSEMBLE", "MURA_RUNS"):
+        monkeypatch.delenv(name, raising=False)
+
+
+class TestEnsembleUri:
+    def test_the_named_ensemble_comes_first(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("MURA_RUNS", str(tmp_path))
+        monkeypatch.setenv("MURA_ENSEMBLE", "somewhere/ensemble")
+        assert ensemble_uri() == str(Path.cwd() / "somewhere" / "ensemble")
+
+    def test_else_the_newest_of_the_runs(self, monkeypatch, tmp_path):
+        for name, day in (("first", "03"), ("second", "04"), ("third", "02")):
+            folder = tmp_path / name / "ensemble"
+            folder.mkdir(parents=True)
+            (folder / "ensemble.json").write_text(f"2026-01-{day}")
+        created = {str(path.parent): path.read_text() for path in tmp_path.glob("*/ensemble/ensemble.json")}
+
+        class Description:
+            def __init__(self, folder):
+                self.created = created[folder]
+
+        monkeypatch.setattr(ensemble_module, "read_description", Description)
+        monkeypatch.setenv("MURA_RUNS", str(tmp_path))
+        assert ensemble_uri() == str(tmp_path / "second" / "ensemble")
+
+    def test_runs_without_an_ensemble(self, monkeypatch, tmp_path):
+        monkeypatch.setenv("MURA_RUNS", str(tmp_path))
+        with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
+            ensemble_uri()
+
+    def test_neither_says_what_to_set(self):
+        with pytest.raises(ValueError, match=r"set MURA_ENSEMBLE .* or MURA_RUNS"):
+            ensemble_uri()
+
+    def test_an_empty_variable_counts_as_unset(self, monkeypatch):
+        monkeypatch.setenv("MURA_ENSEMBLE", "")
+        monkeypatch.setenv("MURA_RUNS", "")
+        with pytest.raises(ValueError, match="no ensemble to serve"):
+            ensemble_uri()
+
+
+class TestRefuseOpenAddress:
+    @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost", None])
+    def test_loopback_passes(self, host):
+        refuse_open_address(host, direct_ingress=False)
+
+    @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.4", "hospital.example", "localhost.example", ""])
+    def test_anything_else_does_not(self, host):
+        with pytest.raises(ValueError, match=re.escape(repr(host)) + r".*127\.0\.0\.1"):
+            refuse_open_address(host, direct_ingress=False)
+
+    def test_replicas_that_listen_themselves_do_not(self):
+        with pytest.raises(ValueError, match="RAY_SERVE_ENABLE_HA_PROXY"):
+            refuse_open_address("127.0.0.1", direct_ingress=True)
+
+
+class TestConfig:
+    def test_is_what_serve_reads_and_listens_on_loopback_only(self):
+        config = ServeDeploySchema.model_validate(yaml.safe_load(CONFIG.read_text()))
+        assert config.http_options.host == "127.0.0.1"
+        (application,) = config.applications
+        (deployment,) = application.deployments
+        assert application.import_path == "serve.app:build"
+        assert deployment.name == EnsembleServer.name
+
+    def test_health_checks_find_a_place_beside_all_studies(self):
+        assert EnsembleServer.max_ongoing_requests > Limits().predictions
