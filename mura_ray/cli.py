@@ -19,12 +19,12 @@ def run(body: Callable[[], int | None]) -> int:
         body: does the work; returns an exit code, or None for 0.
 
     Returns:
-        1 where the body raised a `ValueError` or `OSError`, whose text goes to stderr; 130 where it was interrupted.
+        1 where the body raised a `ValueError` or an `OSError`, whose text goes to stderr; 130 where it was interrupted.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         return body() or 0
-    except ValueError as error:
+    except (ValueError, store.StorageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
@@ -42,7 +42,7 @@ def location(value: str | None, name: str) -> str:
         ValueError: it is not given.
     """
     if not value:
-        raise ValueError(f"no {name} location: pass --{name} DIR or set MURA_{name.upper()}")
+        raise ValueError(f"no {name} location: pass --{name} URI or set MURA_{name.upper()}")
     return store.absolute(value)
 
 

@@ -4,9 +4,9 @@ import argparse
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+import ray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -16,6 +16,10 @@ from mura_ray.data import fracatlas, mura, phantom, table
 from mura_ray.data.collection import Collection, summary
 from mura_ray.data.manifest import Manifest
 from mura_ray.distributed.conversion import run_conversion
+from mura_ray.distributed.session import ray_session
+
+MURA_IMAGES = 40_005
+"""In the public MURA-v1.1 (paper, section 2)."""
 
 FORMATS = ("mura", "fracatlas", "table", "phantom")
 
@@ -31,6 +35,7 @@ EPILOG = """\
 example:
   python -m mura_ray.convert --format mura --source ~/MURA-v1.1 --dest ~/mura-shards
   python -m mura_ray.convert --format table --source hospital/studies.csv --dest shards --allow-damaged
+  python -m mura_ray.convert --source s3://hospital/MURA-v1.1 --dest s3://hospital/mura-shards
 
 Run again after an interruption, the same command goes on where it was. The data set is complete once its manifest.json
 is there.
@@ -45,8 +50,6 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("no radiographs: pass --source or set MURA_SOURCE")
     if not arguments.dest:
         parser.error("no place for the shards: pass --dest or set MURA_DATA")
-    if not Path(arguments.source).expanduser().exists():
-        parser.error(f"--source {arguments.source} does not exist: check the path")
     options = {
         name: value for name in ("splits", "valid_fraction", "seed") if (value := getattr(arguments, name)) is not None
     }
@@ -91,9 +94,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--source",
         default=locations.source,
-        help="the collection's folder, or a table's CSV file (default: $MURA_SOURCE)",
+        help="the collection's folder or s3:// URI, or a table's CSV file (default: $MURA_SOURCE)",
     )
-    parser.add_argument("--dest", default=locations.data, help="folder of the data set (default: $MURA_DATA)")
+    parser.add_argument(
+        "--dest", default=locations.data, help="folder or s3:// URI of the data set (default: $MURA_DATA)"
+    )
     parser.add_argument(
         "--image-size", type=_image_size, default=320, help="side of the stored images in pixels (default: %(default)s)"
     )
@@ -142,18 +147,37 @@ def _convert(arguments: argparse.Namespace, options: dict[str, Any]) -> None:
         print(f"note: {note}", file=sys.stderr)
     print(summary(collection), flush=True)
     started = time.monotonic()
-    with _progress_bar() as bar:
+    seen: list[tuple[float, int]] = []  # when, and how many images were done by then
+    with ray_session(worker_logs=False), _progress_bar() as bar:
         task = bar.add_task("images", total=None)
+
+        def progress(done: int, total: int) -> None:
+            seen.append((time.monotonic(), done))
+            bar.update(task, completed=done, total=total)
+
         manifest = run_conversion(
             collection,
             arguments.dest,
             image_size=arguments.image_size,
             allow_damaged=arguments.allow_damaged,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            progress=progress,
         )
-        worked = bar.tasks[task].total is not None
+        num_cores = int(ray.cluster_resources().get("CPU", 1))
     print(f"\n{_report(manifest, store.absolute(arguments.dest))}")
-    print(f"{time.monotonic() - started:.1f} s" if worked else "nothing to do: this conversion was finished before")
+    if not seen:
+        print("nothing to do: this conversion was finished before")
+        return
+    print(f"{time.monotonic() - started:.1f} s{_speed(seen, num_cores)}")
+
+
+def _speed(seen: list[tuple[float, int]], num_cores: int) -> str:
+    """Images a second and core, and what they make of all of MURA; nothing where too few were converted to tell."""
+    (first, before), (last, done) = seen[0], seen[-1]
+    if done - before < 100:
+        return ""
+    per_core = (done - before) / (last - first) / num_cores
+    times = ", ".join(f"{MURA_IMAGES / per_core / cores / 60:.1f} min on {cores} cores" for cores in (num_cores, 64))
+    return f"; {per_core:.0f} images/s on each of {num_cores} cores: all of MURA takes {times}"
 
 
 def _report(manifest: Manifest, dest: str) -> str:

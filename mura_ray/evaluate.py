@@ -47,7 +47,9 @@ def _evaluate(arguments: argparse.Namespace, runs: str | None) -> None:
     data = cli.location(arguments.data, "data")
     if not arguments.ensemble and not runs:
         raise ValueError("no ensemble: pass --ensemble DIR, or set MURA_RUNS to take the newest there")
-    uri = store.absolute(arguments.ensemble or newest_ensemble(str(runs))).removesuffix(f"/{DESCRIPTION}")
+    uri = store.absolute(arguments.ensemble or newest_ensemble(store.absolute(str(runs)))).removesuffix(
+        f"/{DESCRIPTION}"
+    )
     out = arguments.out and store.absolute(arguments.out)
     if out and f"{out}/".startswith(f"{uri}/"):
         raise ValueError(f"--out {out!r} lies in the ensemble's folder, which is never changed: pass another")
@@ -104,7 +106,8 @@ def _predict(ensemble: Ensemble, data: str, split: str, sample_ids: np.ndarray) 
     seen, probabilities, maps = [], [], []
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with (
-        closing(SplitLoader(local_split(data, split), batch_size=MAX_BATCH, shuffle=False)) as loader,
+        local_split(data, split) as path,
+        closing(SplitLoader(path, batch_size=MAX_BATCH, shuffle=False)) as loader,
         Progress(*columns, console=Console(stderr=True)) as progress,
     ):
         task = progress.add_task(f"views of {split}", total=len(sample_ids))

@@ -1,15 +1,15 @@
 """`python -m mura_ray.predict`: a folder of studies to tables and overlays, without a server."""
 
 import argparse
-import os
 import re
 import shutil
 import sys
+import tempfile
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from mura_ray import cli
+from mura_ray import cli, store
 from mura_ray.domain import STUDY_TYPES, StudyPrediction
 from mura_ray.images import read_gray
 from mura_ray.model.ensemble import Ensemble
@@ -51,18 +51,18 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--ensemble", required=True, metavar="URI", help="an ensemble's folder, or its ensemble.json")
-    parser.add_argument("--source", required=True, metavar="DIR", help="folder of studies")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; it must not exist yet")
+    parser.add_argument("--source", required=True, metavar="URI", help="folder of studies, or s3://...")
+    parser.add_argument("--out", required=True, metavar="URI", help="folder to write; it must not exist yet")
     parser.add_argument("--no-overlays", action="store_true", help="tables only")
     parser.add_argument("--allow-damaged", action="store_true", help="leave damaged images out and list them")
     return cli.run(lambda: _predict(parser.parse_args(argv)))
 
 
 def _predict(arguments: argparse.Namespace) -> None:
-    source, out = Path(arguments.source).expanduser(), Path(arguments.out).expanduser()
-    if out.exists():
+    source, out = store.absolute(arguments.source), store.absolute(arguments.out)
+    if store.exists(out):
         raise ValueError(f"--out {out} exists already: name a new folder, or remove it")
-    if out.resolve().is_relative_to(source.resolve()):
+    if f"{out}/".startswith(f"{source}/"):
         raise ValueError(
             f"--out {out} lies in --source {source}, which would have its overlays as studies: name another"
         )
@@ -76,17 +76,18 @@ def _predict(arguments: argparse.Namespace) -> None:
     sound = {study: views for study, views in sound.items() if views}
     if not sound:
         raise ValueError(f"no sound image in {source}")
-    with _new_folder(out) as partial:
+    with _new_folder(out, last="studies.csv") as partial:
         _predict_studies(ensemble, sound, source, partial, overlays=not arguments.no_overlays)
         if damaged:
             _write_table(
                 partial / "damaged.csv", [{"view": view.as_posix(), "reason": damaged[view]} for view in damaged]
             )
     num_views = sum(map(len, sound.values()))
-    print(f"{len(sound)} studies, {num_views} views, {len(damaged)} damaged images left out: {out / 'studies.csv'}")
+    table = store.join(out, "studies.csv")
+    print(f"{len(sound)} studies, {num_views} views, {len(damaged)} damaged images left out: {table}")
 
 
-def find_studies(source: Path) -> dict[Path, list[Path]]:
+def find_studies(source: str) -> dict[PurePosixPath, list[PurePosixPath]]:
     """The studies below a folder: each folder with its PNG and JPEG files, all relative to `source` and sorted.
 
     What is skipped or looks wrong is noted on stderr.
@@ -94,32 +95,35 @@ def find_studies(source: Path) -> dict[Path, list[Path]]:
     Raises:
         ValueError: no such folder, or no images in it.
     """
-    if not source.is_dir():
+    if not store.is_folder(source):
         raise ValueError(f"--source {source} is no folder")
-    studies: dict[Path, list[Path]] = {}
+    studies: dict[PurePosixPath, list[PurePosixPath]] = {}
     skipped: Counter[str] = Counter()
-    for folder, subfolders, names in os.walk(source):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(names):
-            if name.startswith("."):
-                skipped["hidden"] += 1
-            elif not name.lower().endswith(IMAGE_SUFFIXES):
-                skipped[Path(name).suffix or name] += 1
-            else:
-                view = Path(folder, name).relative_to(source)
-                studies.setdefault(view.parent, []).append(view)
+    files = [PurePosixPath(path) for path in store.list_files(source)]
+    for file in sorted(files, key=lambda file: (file.parent.parts, file.name)):
+        if any(part.startswith(".") for part in file.parent.parts):
+            continue
+        if file.name.startswith("."):
+            skipped["hidden"] += 1
+        elif not file.name.lower().endswith(IMAGE_SUFFIXES):
+            skipped[file.suffix or file.name] += 1
+        else:
+            studies.setdefault(file.parent, []).append(file)
     if skipped:
         told = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
         print(f"note: skipped files that are not PNG or JPEG: {told}", file=sys.stderr)
     for study, views in studies.items():
         if len(views) > LARGE_STUDY:
-            print(f"note: {source / study} has {len(views)} images and is taken for one study", file=sys.stderr)
+            print(
+                f"note: {store.join(source, str(study))} has {len(views)} images and is taken for one study",
+                file=sys.stderr,
+            )
     if not studies:
         raise ValueError(f"--source {source} holds no PNG or JPEG files")
     return studies
 
 
-def study_type_of(path: Path) -> str:
+def study_type_of(path: PurePosixPath) -> str:
     """The study type that a part of a path like XR_WRIST names, the last one if several do; "" without one."""
     for part in reversed(path.parts):
         match = re.fullmatch(r"xr_(\w+)", part.lower())
@@ -128,7 +132,7 @@ def study_type_of(path: Path) -> str:
     return ""
 
 
-def overlay_names(views: Sequence[Path]) -> list[str]:
+def overlay_names(views: Sequence[PurePosixPath]) -> list[str]:
     """File names of a study's overlays: each view's with the suffix .png, or after its own where that would clash."""
     stems = [view.stem for view in views]
     if len({stem.casefold() for stem in stems}) < len(stems):
@@ -136,7 +140,7 @@ def overlay_names(views: Sequence[Path]) -> list[str]:
     return [f"{stem}.png" for stem in stems]
 
 
-def _damaged_views(studies: Mapping[Path, Sequence[Path]], source: Path) -> dict[Path, str]:
+def _damaged_views(studies: Mapping[PurePosixPath, Sequence[PurePosixPath]], source: str) -> dict[PurePosixPath, str]:
     """Decodes every image before the long work begins, so that all the damage is known at once."""
     damaged = {}
     with _progress() as progress:
@@ -144,31 +148,38 @@ def _damaged_views(studies: Mapping[Path, Sequence[Path]], source: Path) -> dict
             [view for views in studies.values() for view in views], description="checking images"
         ):
             try:
-                _read(source / view)
+                _read(source, view)
+            except store.StorageError:  # says nothing of the image
+                raise
             except (ValueError, OSError) as error:
                 damaged[view] = str(error)
     return damaged
 
 
 def _predict_studies(
-    ensemble: Ensemble, studies: Mapping[Path, Sequence[Path]], source: Path, out: Path, *, overlays: bool
+    ensemble: Ensemble,
+    studies: Mapping[PurePosixPath, Sequence[PurePosixPath]],
+    source: str,
+    out: Path,
+    *,
+    overlays: bool,
 ) -> None:
     study_rows, view_rows = [], []
     with _progress() as progress:
         for study, views in progress.track(list(studies.items()), description="predicting studies"):
-            grays = [_read(source / view) for view in views]
+            grays = [_read(source, view) for view in views]
             prediction = ensemble.predict_study(grays)
-            paths = [Path("overlays", study, name) for name in overlay_names(views)] if overlays else []
+            paths = [PurePosixPath("overlays", study, name) for name in overlay_names(views)] if overlays else []
             for path, gray, view in zip(paths, grays, prediction.views, strict=False):
                 (out / path).parent.mkdir(parents=True, exist_ok=True)
                 (out / path).write_bytes(encode_png(overlay(gray, view.cam)))
-            study_rows.append(_study_row(study, study_type_of((source / study).resolve()), prediction))
+            study_rows.append(_study_row(study, study_type_of(PurePosixPath(source, study)), prediction))
             view_rows += _view_rows(study, views, paths, prediction)
     _write_table(out / "studies.csv", study_rows)
     _write_table(out / "views.csv", view_rows)
 
 
-def _study_row(study: Path, study_type: str, prediction: StudyPrediction) -> dict[str, Any]:
+def _study_row(study: PurePosixPath, study_type: str, prediction: StudyPrediction) -> dict[str, Any]:
     return {
         "study": study.as_posix(),
         "study_type": study_type,
@@ -181,7 +192,10 @@ def _study_row(study: Path, study_type: str, prediction: StudyPrediction) -> dic
 
 
 def _view_rows(
-    study: Path, views: Sequence[Path], overlays: Sequence[Path], prediction: StudyPrediction
+    study: PurePosixPath,
+    views: Sequence[PurePosixPath],
+    overlays: Sequence[PurePosixPath],
+    prediction: StudyPrediction,
 ) -> list[dict[str, Any]]:
     return [
         {
@@ -198,8 +212,8 @@ def _view_rows(
     ]
 
 
-def _read(path: Path) -> np.ndarray:
-    return read_gray(path.read_bytes())
+def _read(source: str, view: PurePosixPath) -> np.ndarray:
+    return read_gray(store.read_bytes(store.join(source, str(view))))
 
 
 def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:
@@ -213,8 +227,25 @@ def _progress() -> Progress:
 
 
 @contextmanager
-def _new_folder(path: Path) -> Iterator[Path]:
-    """Gives a sibling folder to write to, renamed to `path` when the block ends well, else removed."""
+def _new_folder(uri: str, last: str) -> Iterator[Path]:
+    """Gives a folder to write to, which becomes `uri` when the block ends well; else nothing is left of it.
+
+    Args:
+        uri: of the folder to be. In S3, which cannot rename, the files are written one after the other.
+        last: the file that is written last there: with it, all the others are there.
+    """
+    if store.is_s3(uri):
+        with tempfile.TemporaryDirectory(prefix="mura-predict-") as folder:
+            yield Path(folder)
+            files = sorted(store.list_files(folder), key=lambda file: file == last)
+            try:
+                for file in files:
+                    store.write_bytes(store.join(uri, file), Path(folder, file).read_bytes())
+            except BaseException:
+                store.remove_files([store.join(uri, file) for file in files])
+                raise
+        return
+    path = store.resolve(uri)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     partial.mkdir(parents=True)
     try:

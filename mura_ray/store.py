@@ -1,27 +1,82 @@
 """Where artefacts lie. Everything that the project reads or writes by URI goes through here.
 
-A URI is a folder path, absolute or relative. Writes are atomic: a reader finds the old content, the new, or nothing.
+A URI is a folder path, absolute or relative, or `s3://bucket/key`. Writes are atomic: a reader finds the old content,
+the new, or nothing.
 """
 
 import os
+import shutil
 import uuid
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from mura_ray import s3
+from mura_ray.s3 import StorageError
+
+__all__ = ["StorageError"]
+
+READ_AHEAD = 16
+"""Files that `read_many` reads at a time, and holds beside the one in use."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileStat:
+    """Size in bytes, and what changes when the content does: the time of the last change, or S3's ETag."""
+
+    num_bytes: int
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What lies in a folder under a name: a folder, a file, or (a broken link, say) neither."""
+
+    name: str
+    is_folder: bool
+    is_file: bool
+
+
+class Tree(Protocol):
+    """Folders and files below a URI."""
+
+    def entries(self, path: str = "") -> list[Entry]:
+        """What lies directly in a folder, by name; nothing where there is no such folder.
+
+        Args:
+            path: of the folder, relative to the tree's URI, with forward slashes.
+        """
+        ...
+
+
+def is_s3(uri: str) -> bool:
+    """Whether the URI names something in S3; else it is a path of this machine."""
+    return uri.startswith(s3.SCHEME)
 
 
 def resolve(uri: str) -> Path:
-    """The folder or file that a URI names.
+    """The folder or file of this machine that a URI names.
 
     Raises:
-        ValueError: the URI has a scheme that this version does not read.
+        ValueError: the URI has a scheme.
     """
     if "://" in uri:
-        raise ValueError(f"cannot use {uri!r}: only folders can be read and written; pass a folder path")
+        raise ValueError(f"cannot use {uri!r}: pass a folder path or s3://bucket/key")
     return Path(uri).expanduser().resolve()
 
 
 def absolute(uri: str) -> str:
-    """The same place, named independently of the working directory."""
-    return str(resolve(uri))
+    """The same place, named independently of the working directory, without a slash at its end.
+
+    Raises:
+        ValueError: the URI has a scheme other than s3, or names no bucket.
+    """
+    if not is_s3(uri):
+        return str(resolve(uri))
+    s3.split_uri(uri)
+    return uri.rstrip("/")
 
 
 def join(uri: str, *parts: str) -> str:
@@ -29,9 +84,31 @@ def join(uri: str, *parts: str) -> str:
     return "/".join([uri.rstrip("/"), *parts])
 
 
+def parent(uri: str) -> str:
+    """The URI of the folder that something lies in."""
+    return uri.rpartition("/")[0] if is_s3(uri) else str(Path(uri).parent)
+
+
+def name(uri: str) -> str:
+    """The last part of a URI."""
+    return PurePosixPath(uri).name
+
+
 def exists(uri: str) -> bool:
-    """Whether something lies there."""
+    """Whether something lies there: a file, or a folder (in S3: any object below it)."""
+    if is_s3(uri):
+        return s3.stat(uri) is not None or s3.has_below(uri)
     return resolve(uri).exists()
+
+
+def is_file(uri: str) -> bool:
+    """Whether a file lies there."""
+    return s3.stat(uri) is not None if is_s3(uri) else resolve(uri).is_file()
+
+
+def is_folder(uri: str) -> bool:
+    """Whether a folder lies there (in S3: any object below it)."""
+    return s3.has_below(uri) if is_s3(uri) else resolve(uri).is_dir()
 
 
 def read_bytes(uri: str) -> bytes:
@@ -39,19 +116,126 @@ def read_bytes(uri: str) -> bytes:
 
     Raises:
         ValueError: nothing lies there.
+        StorageError: it cannot be read.
     """
     try:
-        return resolve(uri).read_bytes()
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        return s3.read(uri) if is_s3(uri) else resolve(uri).read_bytes()
+    except (s3.MissingObjectError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise ValueError(f"no file at {uri!r}: check the path") from error
+
+
+def read_many(uris: Iterable[str]) -> Iterator[bytes]:
+    """The contents of many files in their order, read some ahead; errors as of `read_bytes`, in the file's turn."""
+    with ThreadPoolExecutor(READ_AHEAD, thread_name_prefix="read") as pool:
+        reading: list[Future[bytes]] = []
+        try:
+            for uri in uris:
+                reading.append(pool.submit(read_bytes, uri))
+                if len(reading) > READ_AHEAD:
+                    yield reading.pop(0).result()
+            while reading:
+                yield reading.pop(0).result()
+        finally:
+            for future in reading:
+                future.cancel()
 
 
 def write_bytes(uri: str, content: bytes) -> None:
     """Writes one file atomically and durably, with the folders above it."""
+    if is_s3(uri):
+        s3.write(uri, content)
+        return
     path = resolve(uri)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as partial:
         partial.write_bytes(content)
+
+
+def remove_folder(uri: str) -> None:
+    """Removes a folder with all that lies in it; nothing to do where there is none."""
+    if is_s3(uri):
+        s3.remove([join(uri, key) for key, _ in s3.list_objects(uri)])
+    else:
+        shutil.rmtree(resolve(uri), ignore_errors=True)
+
+
+def remove_files(uris: Sequence[str]) -> None:
+    """Removes files; one that is not there counts as removed."""
+    s3.remove([uri for uri in uris if is_s3(uri)])
+    for uri in uris:
+        if not is_s3(uri):
+            resolve(uri).unlink(missing_ok=True)
+
+
+def tree(uri: str) -> Tree:
+    """The folders and files below a URI: a folder is looked at when asked for, S3 is listed once, here."""
+    return _ListedTree(uri) if is_s3(uri) else _FolderTree(resolve(uri))
+
+
+def list_files(uri: str) -> list[str]:
+    """All files below a URI, relative to it, with forward slashes; links to folders are not followed."""
+    if is_s3(uri):
+        return [key for key, _ in s3.list_objects(uri) if not key.endswith("/")]
+    root = resolve(uri)
+    return [Path(folder, file).relative_to(root).as_posix() for folder, _, files in os.walk(root) for file in files]
+
+
+def stat_files(root: str, paths: Sequence[str]) -> dict[str, FileStat]:
+    """Size and version of files below a URI.
+
+    Args:
+        root: the URI.
+        paths: of the files, relative to it.
+
+    Returns:
+        By path; what is no file there is left out.
+    """
+    if not is_s3(root):
+        return {path: found for path in paths if (found := _stat(Path(root, path))) is not None}
+    if not paths:
+        return {}
+    common = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120 - keys, not paths
+    listed = s3.list_objects(join(root, common) if common else root)
+    found = {str(PurePosixPath(common, key)): FileStat(stat.num_bytes, stat.version) for key, stat in listed}
+    return {path: found[path] for path in paths if path in found}
+
+
+def _stat(path: Path) -> FileStat | None:
+    try:
+        status = path.stat()
+    except (OSError, ValueError):  # ValueError: a zero byte in the name
+        return None
+    return FileStat(status.st_size, str(status.st_mtime_ns)) if path.is_file() else None
+
+
+class _FolderTree:
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def entries(self, path: str = "") -> list[Entry]:
+        try:
+            with os.scandir(self._root / path) as entries:
+                found = [Entry(entry.name, entry.is_dir(), entry.is_file()) for entry in entries]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(found, key=lambda entry: entry.name)
+
+
+class _ListedTree:
+    def __init__(self, uri: str) -> None:
+        self._folders: dict[str, dict[str, bool]] = {"": {}}
+        for key, _ in s3.list_objects(uri):
+            *folders, last = key.split("/")  # an object that ends in a slash is how some tools keep an empty folder
+            for depth, folder in enumerate(folders):
+                above = "/".join(folders[:depth])
+                self._folders[above][folder] = True
+                self._folders.setdefault("/".join(folders[: depth + 1]), {})
+            if last:
+                self._folders["/".join(folders)].setdefault(last, False)
+
+    def entries(self, path: str = "") -> list[Entry]:
+        found = sorted(self._folders.get(path.strip("/"), {}).items())
+        return [Entry(name, is_folder, not is_folder) for name, is_folder in found]
 
 
 class atomic_path:  # noqa: N801 - a context manager, used as a function

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -16,7 +15,7 @@ from mura_ray.data.manifest import read_manifest
 from mura_ray.distributed.naming import RUN_FILE, check_claim, check_name, claim
 from mura_ray.distributed.session import ray_session
 from mura_ray.distributed.tracking import EpochLog
-from mura_ray.distributed.worker import Resources, run_spec, torch_trainer
+from mura_ray.distributed.worker import Resources, checkpoint_uri, run_spec, torch_trainer
 from mura_ray.model.checkpoint import read_meta
 from mura_ray.model.densenet import prepare_initial_weights
 
@@ -85,8 +84,9 @@ def _train(arguments: argparse.Namespace) -> None:
             ) from error
         checkpoints = result.best_checkpoints or []
         best, _ = min(checkpoints, key=lambda pair: pair[1]["val_loss"])
-        meta = read_meta(Path(best.path))
-        print(f"best validation loss {meta.val_loss:.4f}, epoch {meta.epoch}: {best.path}")
+        uri = checkpoint_uri(best, runs)
+        meta = read_meta(uri)
+        print(f"best validation loss {meta.val_loss:.4f}, epoch {meta.epoch}: {uri}")
 
 
 def parse_settings(assignments: list[str]) -> TrialConfig:

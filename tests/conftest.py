@@ -1,8 +1,10 @@
 """Every test has its own cache, its own Ray cluster where it needs one, and one thread for each torch operation."""
 
 import os
+import signal
 import tempfile
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and their children, ignore it
 os.environ["RAY_ADDRESS"] = "local"
 os.environ["OMP_NUM_THREADS"] = "1"  # small tensors on a busy machine: more threads are many times slower
 os.environ["MURA_CACHE"] = tempfile.mkdtemp(prefix="mura-test-cache-")

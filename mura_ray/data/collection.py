@@ -2,15 +2,16 @@
 
 import csv
 import hashlib
+import io
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NoReturn
 
 import pandas as pd
 
+from mura_ray import store
 from mura_ray.domain import ABNORMAL, NORMAL, STUDY_TYPES, Study
 
 
@@ -43,7 +44,7 @@ class Collection:
 
     Attributes:
         name: what the collection calls itself.
-        root: the folder that the paths of the views are relative to.
+        root: URI that the paths of the views are relative to.
         splits: the studies of `train`, `valid` and `test`, in a fixed order; a split that it lacks is absent.
         split_policy: where the splits come from, in a word or two.
         notes: what was read right but is worth telling.
@@ -109,12 +110,12 @@ def in_order(studies: Iterable[Study]) -> list[Study]:
 
 
 def read_rows(
-    path: Path, required: Sequence[str], findings: Findings, known: Sequence[str] | None = None
+    uri: str, required: Sequence[str], findings: Findings, known: Sequence[str] | None = None
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Rows of a CSV file with a header, each with its line number; cells are stripped, blank lines skipped.
 
     Args:
-        path: the file; UTF-8, with or without a byte order mark, any line ends.
+        uri: of the file; UTF-8, with or without a byte order mark, any line ends.
         required: columns that must be there.
         findings: is told of malformed rows, which are left out.
         known: the only columns that may be there; None: any.
@@ -122,21 +123,23 @@ def read_rows(
     Raises:
         CollectionError: the file is not there or not such a table.
     """
-    if not path.is_file():
-        fail(path.name, "there is no such file", f"put the table with the columns {', '.join(required)} there")
+    file = store.name(uri)
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file)
-            header = [name.strip() for name in next(reader, [])]
-            _check_header(path.name, header, required, known)
-            for cells in reader:
-                if len(cells) == len(header):
-                    yield reader.line_num, dict(zip(header, (cell.strip() for cell in cells), strict=True))
-                elif cells:
-                    what = f"malformed row: {len(cells)} cells, not {len(header)}"
-                    findings.problem(f"{path.name}:{reader.line_num}", what, "give the row a cell for each column")
+        content = store.read_bytes(uri)
+    except ValueError:
+        fail(file, "there is no such file", f"put the table with the columns {', '.join(required)} there")
+    try:
+        reader = csv.reader(io.StringIO(content.decode("utf-8-sig"), newline=""))
+        header = [name.strip() for name in next(reader, [])]
+        _check_header(file, header, required, known)
+        for cells in reader:
+            if len(cells) == len(header):
+                yield reader.line_num, dict(zip(header, (cell.strip() for cell in cells), strict=True))
+            elif cells:
+                what = f"malformed row: {len(cells)} cells, not {len(header)}"
+                findings.problem(f"{file}:{reader.line_num}", what, "give the row a cell for each column")
     except (UnicodeDecodeError, csv.Error) as error:
-        fail(path.name, f"not a CSV file in UTF-8 ({error})", "save it as such")
+        fail(file, f"not a CSV file in UTF-8 ({error})", "save it as such")
 
 
 def _check_header(name: str, header: list[str], required: Sequence[str], known: Sequence[str] | None) -> None:

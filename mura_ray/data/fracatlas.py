@@ -17,7 +17,10 @@ from mura_ray.domain import ABNORMAL, NORMAL, Box, Study, View
 
 TABLE = "dataset.csv"
 BOXES = "Annotations/COCO JSON/COCO_fracture_masks.json"
-FOLDERS = {"0": "images/Non_fractured", "1": "images/Fractured"}
+IMAGES = "images"
+FOLDERS = {"0": "Non_fractured", "1": "Fractured"}
+"""Below `IMAGES`, by the table's column fractured."""
+
 BODY_PARTS = ("hand", "leg", "hip", "shoulder")
 STUDY_TYPES_KEPT = ("hand", "shoulder")
 COLUMNS = ("image_id", *BODY_PARTS, "fractured")
@@ -52,15 +55,15 @@ def read_collection(root: str | Path) -> Collection:
     blocks of `BLOCK` neighbouring image numbers.
 
     Args:
-        root: the folder with dataset.csv, images/ and Annotations/.
+        root: URI of the folder with dataset.csv, images/ and Annotations/.
 
     Raises:
         CollectionError: table, images and annotations disagree; all cases.
         ValueError: there are too few images for three splits.
     """
-    folder = store.resolve(str(root))
-    if not (folder / TABLE).is_file():
-        fail(str(folder), f"no {TABLE} is in it", "pass the folder with dataset.csv, images/ and Annotations/")
+    folder = store.absolute(str(root))
+    if not store.is_file(store.join(folder, TABLE)):
+        fail(folder, f"no {TABLE} is in it", "pass the folder with dataset.csv, images/ and Annotations/")
     findings = Findings()
     rows = _read_table(folder, findings)
     files = _list_images(folder, rows, findings)
@@ -68,17 +71,17 @@ def read_collection(root: str | Path) -> Collection:
     studies = _studies(rows, files, boxes, findings)
     findings.raise_problems()
     splits = deal(studies, _block, SHARES, seed=0)
-    return Collection("FracAtlas", str(folder), splits, f"blocks of {BLOCK} image numbers", findings.notes)
+    return Collection("FracAtlas", folder, splits, f"blocks of {BLOCK} image numbers", findings.notes)
 
 
 def _block(study: Study) -> str:
     return str(int(study.patient_id.removeprefix("IMG")) // BLOCK)
 
 
-def _read_table(folder: Path, findings: Findings) -> dict[str, dict[str, str]]:
+def _read_table(folder: str, findings: Findings) -> dict[str, dict[str, str]]:
     """The rows of the table by image name."""
     rows: dict[str, dict[str, str]] = {}
-    for line, row in read_rows(folder / TABLE, COLUMNS, findings):
+    for line, row in read_rows(store.join(folder, TABLE), COLUMNS, findings):
         name, where = row["image_id"], f"{TABLE}:{line}"
         wrong = [column for column in COLUMNS[1:] if row[column] not in ("0", "1")]
         if not _IMAGE.fullmatch(name):
@@ -91,38 +94,41 @@ def _read_table(folder: Path, findings: Findings) -> dict[str, dict[str, str]]:
     return rows
 
 
-def _list_images(folder: Path, rows: Mapping[str, Mapping[str, str]], findings: Findings) -> dict[str, str]:
+def _list_images(folder: str, rows: Mapping[str, Mapping[str, str]], findings: Findings) -> dict[str, str]:
     """Path by image name; disagreements with the table are reported."""
     files: dict[str, str] = {}
-    for path in (folder_path for part in FOLDERS.values() for folder_path in sorted((folder / part).glob("*"))):
-        shown = path.relative_to(folder).as_posix()
-        if not _IMAGE.fullmatch(path.name):
+    tree = store.tree(store.join(folder, IMAGES))
+    for path in [f"{part}/{entry.name}" for part in FOLDERS.values() for entry in tree.entries(part)]:
+        shown, name = f"{IMAGES}/{path}", store.name(path)
+        if not _IMAGE.fullmatch(name):
             findings.note(shown, "no FracAtlas image by its name, skipped", "nothing to do")
-        elif path.name not in rows:
+        elif name not in rows:
             findings.problem(shown, f"not in {TABLE}", "add its row or remove the file")
-        elif path.name in files:
-            findings.problem(shown, f"is also there as {files[path.name]}", "keep the right one of the two")
+        elif name in files:
+            findings.problem(shown, f"is also there as {files[name]}", "keep the right one of the two")
         else:
-            files[path.name] = shown
+            files[name] = shown
     for name, row in rows.items():
         expected = FOLDERS.get(row["fractured"])
         if name not in files:
             findings.problem(
                 name, f"in {TABLE}, but in neither folder of images/", "restore the file or remove its row"
             )
-        elif expected and files[name] != f"{expected}/{name}":
+        elif expected and files[name] != f"{IMAGES}/{expected}/{name}":
             what = f"in the wrong folder: fractured is {row['fractured']} in {TABLE}"
-            findings.problem(files[name], what, f"correct the row or move the file to {expected}/")
+            findings.problem(files[name], what, f"correct the row or move the file to {IMAGES}/{expected}/")
     return files
 
 
-def _read_boxes(folder: Path, rows: Mapping[str, Mapping[str, str]], findings: Findings) -> dict[str, tuple[Box, ...]]:
+def _read_boxes(folder: str, rows: Mapping[str, Mapping[str, str]], findings: Findings) -> dict[str, tuple[Box, ...]]:
     """Fracture boxes by image name."""
     try:
-        coco = _Coco.model_validate_json((folder / BOXES).read_bytes())
-    except FileNotFoundError:
+        content = store.read_bytes(store.join(folder, BOXES))
+    except ValueError:
         findings.problem(BOXES, "there is no such file", "restore it from the original archive")
         return {}
+    try:
+        coco = _Coco.model_validate_json(content)
     except ValidationError as error:
         for detail in error.errors():
             where = ".".join(map(str, detail["loc"])) or "the file"

@@ -4,7 +4,6 @@ A copy is read as it is where that is safe (line ends, trailing slashes, hidden 
 rows); everything else that is wrong in it is reported at once, for both official splits.
 """
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,7 +29,7 @@ def read_mura(root: str | Path, split: Literal["train", "valid"]) -> list[Study]
     """Reads one official split of a MURA-v1.1 tree.
 
     Args:
-        root: the folder MURA-v1.1, or the one that contains it.
+        root: URI of the folder MURA-v1.1, or of the one that contains it.
         split: "train" or "valid".
 
     Returns:
@@ -43,7 +42,7 @@ def read_mura(root: str | Path, split: Literal["train", "valid"]) -> list[Study]
     """
     if split not in OFFICIAL_SPLITS:
         raise ValueError(f"MURA has no public split {split!r}: pass one of {', '.join(OFFICIAL_SPLITS)}")
-    return _read_tree(_find_folder(Path(root)), [split], Findings())[split]
+    return _read_tree(_find_folder(str(root)), [split], Findings())[split]
 
 
 def read_collection(
@@ -56,7 +55,7 @@ def read_collection(
     """Reads a MURA-v1.1 tree with its splits.
 
     Args:
-        root: the folder MURA-v1.1, or the one that contains it.
+        root: URI of the folder MURA-v1.1, or of the one that contains it.
         splits: "patient" makes `valid` from a part of the official training set's patients and keeps the official
             validation set as `test`, so that what is reported was chosen on other data; "official" is the paper's way
             (section 2), whose test set is not public.
@@ -69,34 +68,34 @@ def read_collection(
     """
     if splits not in ("patient", "official"):
         raise ValueError(f"cannot split by {splits!r}: pass patient or official")
-    folder, findings = _find_folder(Path(root)), Findings()
+    folder, findings = _find_folder(str(root)), Findings()
     official = _read_tree(folder, OFFICIAL_SPLITS, findings)
     if splits == "patient":
         train, valid = split_patients(official["train"], valid_fraction, seed)
         official = {"train": train, "valid": valid, "test": official["valid"]}
-    return Collection(FOLDER, str(folder.parent), official, splits, findings.notes)
+    return Collection(FOLDER, store.parent(folder), official, splits, findings.notes)
 
 
-def _find_folder(root: Path) -> Path:
-    root = store.resolve(str(root))
-    if not root.is_dir():
-        fail(str(root), "there is no such folder", f"pass the folder that contains {FOLDER}/")
-    if (root / FOLDER).is_dir():
-        return root / FOLDER
-    if any((root / name).exists() for split in OFFICIAL_SPLITS for name in _marks(split)):
+def _find_folder(root: str) -> str:
+    root = store.absolute(root)
+    if not store.is_folder(root):
+        fail(root, "there is no such folder", f"pass the folder that contains {FOLDER}/")
+    if store.is_folder(store.join(root, FOLDER)):
+        return store.join(root, FOLDER)
+    if any(store.exists(store.join(root, name)) for split in OFFICIAL_SPLITS for name in _marks(split)):
         return root
-    if (root / OLD_FOLDER).is_dir():
-        return root / OLD_FOLDER
-    return fail(str(root), f"neither {FOLDER}/ nor train/ and valid/ are in it", f"pass the folder with {FOLDER}/")
+    if store.is_folder(store.join(root, OLD_FOLDER)):
+        return store.join(root, OLD_FOLDER)
+    return fail(root, f"neither {FOLDER}/ nor train/ and valid/ are in it", f"pass the folder with {FOLDER}/")
 
 
-def _read_tree(folder: Path, needed: Sequence[str], findings: Findings) -> dict[str, list[Study]]:
-    if folder.name == OLD_FOLDER:
+def _read_tree(folder: str, needed: Sequence[str], findings: Findings) -> dict[str, list[Study]]:
+    if store.name(folder) == OLD_FOLDER:
         findings.problem(OLD_FOLDER, f"this is {OLD_FOLDER}, not {FOLDER}", f"get {FOLDER}; only that version is read")
     splits = [
         _Split(folder, name, findings)
         for name in OFFICIAL_SPLITS
-        if name in needed or any((folder / mark).exists() for mark in _marks(name))
+        if name in needed or any(store.exists(store.join(folder, mark)) for mark in _marks(name))
     ]
     for split in splits:
         split.check()
@@ -116,9 +115,10 @@ class _Split:
         images: by study and image the line of `images_csv` that names it; None: the file is missing.
     """
 
-    def __init__(self, folder: Path, name: str, findings: Findings) -> None:
+    def __init__(self, folder: str, name: str, findings: Findings) -> None:
         self.name = name
-        self.shown = f"{folder.name}/{name}"
+        self._top = store.name(folder)
+        self.shown = f"{self._top}/{name}"
         self._folder = folder
         self._findings = findings
         self._unknown_types: set[str] = set()
@@ -135,7 +135,7 @@ class _Split:
             study, label, row = match["study"], cells[1], f"{self.labels_csv}:{line}"
             suffix = study.rpartition("_")[2]
             if labels.setdefault(study, line) != line:
-                self._findings.note(f"{self._folder.name}/{row}", "row is there twice, read once", "nothing to do")
+                self._findings.note(f"{self._top}/{row}", "row is there twice, read once", "nothing to do")
             if label not in ("0", "1"):
                 what, remedy = f"label {label!r} in {row}", "write 0 (negative) or 1 (positive)"
                 self._findings.problem(f"{self.shown}/{study}", what, remedy)
@@ -150,7 +150,7 @@ class _Split:
         images: dict[str, dict[str, int]] = {}
         form = f"{self.shown}/XR_HAND/patient00011/study1_negative/image1.png"
         for line, match, _ in self._rows(self.images_csv, form):
-            row = f"{self._folder.name}/{self.images_csv}:{line}"
+            row = f"{self._top}/{self.images_csv}:{line}"
             if match["image"].startswith("."):
                 self._findings.note(row, "row names a hidden file, skipped", "nothing to do")
             elif images.setdefault(match["study"], {}).setdefault(match["image"], line) != line:
@@ -158,28 +158,28 @@ class _Split:
         return images
 
     def _is_there(self, csv_name: str) -> bool:
-        if (self._folder / csv_name).is_file():
+        if store.is_file(store.join(self._folder, csv_name)):
             return True
-        if (self._folder / self._old_csv).is_file():
+        if store.is_file(store.join(self._folder, self._old_csv)):
             what, remedy = (
                 f"file of {OLD_FOLDER} in the place of {csv_name}",
                 f"get {FOLDER}; only that version is read",
             )
-            self._findings.problem(f"{self._folder.name}/{self._old_csv}", what, remedy)
+            self._findings.problem(f"{self._top}/{self._old_csv}", what, remedy)
         else:
-            self._findings.problem(f"{self._folder.name}/{csv_name}", "there is no such file", _RESTORE)
+            self._findings.problem(f"{self._top}/{csv_name}", "there is no such file", _RESTORE)
         return False
 
     def _rows(self, csv_name: str, form: str) -> Iterator[tuple[int, re.Match[str], list[str]]]:
         """Line number, parsed path and cells of the rows that have the form of the example; others are reported."""
         old_lines = []
-        text = (self._folder / csv_name).read_text(encoding="utf-8-sig", errors="replace")
+        text = store.read_bytes(store.join(self._folder, csv_name)).decode("utf-8-sig", errors="replace")
         for line, row in enumerate(text.split("\n"), start=1):
             cells = [cell.strip() for cell in row.split(",")]
             match = _ROW.fullmatch(cells[0].rstrip("/"))
             if (
                 match
-                and match["top"] in (None, FOLDER, OLD_FOLDER, self._folder.name)
+                and match["top"] in (None, FOLDER, OLD_FOLDER, self._top)
                 and match["split"] == self.name
                 and bool(match["image"]) == (csv_name == self.images_csv)
                 and len(cells) == len(form.split(","))
@@ -193,43 +193,42 @@ class _Split:
             elif row.strip():
                 what = f"malformed row {row.strip()[:200]!r}"
                 remedy = f"correct or remove it; the form is {form}"
-                self._findings.problem(f"{self._folder.name}/{csv_name}:{line}", what, remedy)
-        if old_lines and self._folder.name != OLD_FOLDER:
+                self._findings.problem(f"{self._top}/{csv_name}:{line}", what, remedy)
+        if old_lines and self._top != OLD_FOLDER:
             what = f"{len(old_lines)} rows name {OLD_FOLDER}, not {FOLDER} (this is the first)"
-            self._findings.problem(f"{self._folder.name}/{csv_name}:{old_lines[0]}", what, f"take the file of {FOLDER}")
+            self._findings.problem(f"{self._top}/{csv_name}:{old_lines[0]}", what, f"take the file of {FOLDER}")
 
     def _walk(self) -> dict[str, list[str]] | None:
-        top = self._folder / self.name
-        if not top.is_dir():
+        if not store.is_folder(store.join(self._folder, self.name)):
             self._findings.problem(self.shown, "there is no such folder", _RESTORE)
             return None
+        tree = store.tree(store.join(self._folder, self.name))
         found: dict[str, list[str]] = {}
-        for study_type in self._entries("", is_folder=True):
+        for study_type in self._entries(tree, "", is_folder=True):
             if study_type not in TYPE_FOLDERS:
                 self._unknown_types.add(study_type)
                 continue
-            for patient in self._entries(study_type, is_folder=True):
-                for folder in self._entries(f"{study_type}/{patient}", is_folder=True):
+            for patient in self._entries(tree, study_type, is_folder=True):
+                for folder in self._entries(tree, f"{study_type}/{patient}", is_folder=True):
                     study = f"{study_type}/{patient}/{folder}"
                     if _STUDY.fullmatch(study):
-                        found[study] = self._entries(study, is_folder=False)
+                        found[study] = self._entries(tree, study, is_folder=False)
                     else:
                         remedy = "rename or remove it; the form is patient00011/study1_negative"
                         self._findings.problem(f"{self.shown}/{study}", "no folder of a study by its name", remedy)
         return found
 
-    def _entries(self, path: str, *, is_folder: bool) -> list[str]:
+    def _entries(self, tree: store.Tree, path: str, *, is_folder: bool) -> list[str]:
         """Names of the subfolders or of the images of a folder below the split's."""
         names = []
-        with os.scandir(self._folder / self.name / path) as entries:
-            for entry in sorted(entries, key=lambda entry: entry.name):
-                is_image = entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file()
-                if entry.name.startswith("."):
-                    self._skip(f"{path}/{entry.name}", "hidden file, skipped")
-                elif entry.is_dir() if is_folder else is_image:
-                    names.append(entry.name)
-                else:
-                    self._skip(f"{path}/{entry.name}", "no part of MURA, skipped")
+        for entry in tree.entries(path):
+            is_image = entry.name.lower().endswith(IMAGE_SUFFIXES) and entry.is_file
+            if entry.name.startswith("."):
+                self._skip(f"{path}/{entry.name}", "hidden file, skipped")
+            elif entry.is_folder if is_folder else is_image:
+                names.append(entry.name)
+            else:
+                self._skip(f"{path}/{entry.name}", "no part of MURA, skipped")
         return names
 
     def _skip(self, path: str, what: str) -> None:

@@ -102,47 +102,75 @@ def read_facts(path: Path) -> Facts:
     return Facts(layout.num_images, layout.image_size)
 
 
-def merge_shards(paths: Sequence[Path], dest: Path) -> None:
-    """Joins shards, in their order, into one file with one header, shifting every pointer into the pages.
+class Merger:
+    """Joins shards into one file with one header, in their order, whatever order they arrive in.
+
+    The file has its full size from the start, so that a full disk is known before the work; it becomes readable when
+    the last shard is in and `finish` was called.
 
     Args:
-        paths: the shards, at least one.
-        dest: where; overwritten.
+        path: where; overwritten.
+        shards: number of images and of bytes of each shard.
 
     Raises:
-        ValueError: a shard is missing, cut off, or of another image size than the first.
+        OSError: the disk has no room for it.
     """
-    layouts = [_read_layout(path) for path in paths]
-    first = layouts[0]
-    for layout in layouts:
-        if layout.image_size != first.image_size:
-            raise ValueError(
-                f"{layout.path} holds images of {layout.image_size} px, {first.path} of {first.image_size} px; "
-                "convert again"
-            )
-    num_images = sum(layout.num_images for layout in layouts)
-    pages_start = _pages_start(num_images)
-    table_start = pages_start + sum(layout.pages_bytes for layout in layouts)
-    header = first.header.copy()
-    header["num_samples"], header["alloc_table_ptr"] = num_images, table_start
 
-    metadata, table = [], []
-    sample, place = 0, pages_start
-    for layout in layouts:
-        rows, allocations = layout.read_metadata(), layout.read_table()
-        rows["image"] = rows["image"] - layout.pages_start + place
-        allocations["ptr"] = allocations["ptr"] - layout.pages_start + place
+    def __init__(self, path: Path, shards: Sequence[tuple[int, int]]) -> None:
+        self._num_images = [count for count, _ in shards]
+        self._pages_bytes = [
+            num_bytes - _pages_start(count) - count * ALLOC_TABLE_TYPE.itemsize for count, num_bytes in shards
+        ]
+        self._total = sum(self._num_images)
+        self._table_start = _pages_start(self._total) + sum(self._pages_bytes)
+        self._head: _Layout | None = None
+        self._file = path.open("wb")
+        try:
+            os.posix_fallocate(self._file.fileno(), 0, self._table_start + self._total * ALLOC_TABLE_TYPE.itemsize)
+        except OSError:
+            self._file.close()
+            raise
+
+    def place(self, number: int, content: bytes) -> None:
+        """Puts the shard of that number where it belongs, with its pointers shifted. Safe to call from several threads.
+
+        Raises:
+            ValueError: it is not a shard of the size that was announced, or of another image size than the others.
+        """
+        layout = _layout_of(content, f"shard {number}")
+        if (layout.num_images, layout.pages_bytes) != (self._num_images[number], self._pages_bytes[number]):
+            raise ValueError(f"shard {number} holds {layout.num_images} images in {len(content)} bytes; convert again")
+        head = self._head = self._head or layout
+        if layout.image_size != head.image_size:
+            raise ValueError(
+                f"shard {number} holds images of {layout.image_size} px, another of {head.image_size} px; convert again"
+            )
+        sample = sum(self._num_images[:number])
+        pages = _pages_start(self._total) + sum(self._pages_bytes[:number])
+        rows, allocations = layout.metadata(), layout.table()
+        rows["image"] = rows["image"] - layout.pages_start + pages
+        allocations["ptr"] = allocations["ptr"] - layout.pages_start + pages
         allocations["sample_id"] += sample
-        metadata.append(rows)
-        table.append(allocations)
-        sample += layout.num_images
-        place += layout.pages_bytes
-    with dest.open("wb") as file:
-        file.write(header.tobytes() + first.descriptors + np.concatenate(metadata).tobytes())
-        file.seek(pages_start)
-        for layout in layouts:
-            file.write(layout.read_pages().data)
-        file.write(np.concatenate(table).tobytes())
+        self._write(rows.tobytes(), _METADATA_START + sample * _METADATA_TYPE.itemsize)
+        self._write(memoryview(content)[layout.pages_start : layout.table_start], pages)
+        self._write(allocations.tobytes(), self._table_start + sample * ALLOC_TABLE_TYPE.itemsize)
+
+    def finish(self) -> None:
+        """Writes the header."""
+        assert self._head is not None
+        header = self._head.header.copy()
+        header["num_samples"], header["alloc_table_ptr"] = self._total, self._table_start
+        self._write(header.tobytes() + self._head.descriptors, 0)
+
+    def close(self) -> None:
+        """Closes the file, finished or not."""
+        self._file.close()
+
+    def _write(self, content: bytes | memoryview, offset: int) -> None:
+        left = memoryview(content)
+        while left:
+            written = os.pwrite(self._file.fileno(), left, offset)
+            left, offset = left[written:], offset + written
 
 
 def _pages_start(num_images: int) -> int:
@@ -152,12 +180,12 @@ def _pages_start(num_images: int) -> int:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Layout:
-    """A checked header of a file, and access to the parts that it points to."""
+    """A file's checked header, and where its parts lie. `content` is the whole file, or None where only its head is."""
 
-    path: Path
     header: np.ndarray
     descriptors: bytes
     image_size: int
+    content: bytes | None
 
     @property
     def num_images(self) -> int:
@@ -168,17 +196,24 @@ class _Layout:
         return _pages_start(self.num_images)
 
     @property
+    def table_start(self) -> int:
+        return int(self.header["alloc_table_ptr"])
+
+    @property
     def pages_bytes(self) -> int:
-        return int(self.header["alloc_table_ptr"]) - self.pages_start
+        return self.table_start - self.pages_start
 
-    def read_metadata(self) -> np.ndarray:
-        return np.fromfile(self.path, _METADATA_TYPE, self.num_images, offset=_METADATA_START)
+    def metadata(self) -> np.ndarray:
+        assert self.content is not None
+        return np.frombuffer(self.content, _METADATA_TYPE, self.num_images, _METADATA_START).copy()
 
-    def read_pages(self) -> np.ndarray:
-        return np.fromfile(self.path, np.uint8, self.pages_bytes, offset=self.pages_start)
+    def table(self) -> np.ndarray:
+        assert self.content is not None
+        return np.frombuffer(self.content, ALLOC_TABLE_TYPE, self.num_images, self.table_start).copy()
 
-    def read_table(self) -> np.ndarray:
-        return np.fromfile(self.path, ALLOC_TABLE_TYPE, self.num_images, offset=self.pages_start + self.pages_bytes)
+
+def _layout_of(content: bytes, origin: str) -> _Layout:
+    return _check_layout(content[:_METADATA_START], len(content), content, origin)
 
 
 def _read_layout(path: Path) -> _Layout:
@@ -188,18 +223,22 @@ def _read_layout(path: Path) -> _Layout:
             num_bytes = os.fstat(file.fileno()).st_size
     except OSError as error:
         raise ValueError(f"cannot read the shard {path}: {error.strerror}; convert again") from error
+    return _check_layout(head, num_bytes, None, str(path))
+
+
+def _check_layout(head: bytes, num_bytes: int, content: bytes | None, origin: str) -> _Layout:
     image_size = _image_size(head)
     if image_size is None:
-        raise ValueError(f"{path} is no shard of this program; convert again")
+        raise ValueError(f"{origin} is no shard of this program; convert again")
     header = np.frombuffer(head, HeaderType, 1)[0]
-    layout = _Layout(path, header, head[HeaderType.itemsize :], image_size)
+    layout = _Layout(header, head[HeaderType.itemsize :], image_size, content)
     num_pages = -(-layout.num_images // (PAGE_BYTES // image_size**2))
     if (
         layout.num_images < 1
         or layout.pages_bytes < num_pages * PAGE_BYTES
-        or num_bytes != layout.pages_start + layout.pages_bytes + layout.num_images * ALLOC_TABLE_TYPE.itemsize
+        or num_bytes != layout.table_start + layout.num_images * ALLOC_TABLE_TYPE.itemsize
     ):
-        raise ValueError(f"{path} is cut off or damaged: {num_bytes} bytes; convert again")
+        raise ValueError(f"{origin} is cut off or damaged: {num_bytes} bytes; convert again")
     return layout
 
 

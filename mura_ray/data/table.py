@@ -1,7 +1,7 @@
 """Reads any collection that a CSV file lists, one row an image. Opens no image."""
 
-import os
 from collections import defaultdict
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -33,19 +33,20 @@ def read_collection(csv_path: str | Path, *, seed: int = 0) -> Collection:
     80, 10 and 10 %.
 
     Args:
-        csv_path: the file.
+        csv_path: URI of the file.
         seed: of the deal.
 
     Raises:
         CollectionError: the file or rows of it are wrong; all cases, with their lines.
         ValueError: there are too few patients for three splits.
     """
-    file, findings = store.resolve(str(csv_path)), Findings()
-    if file.is_dir():
-        fail(str(file), "is a folder", f"pass a CSV file with the columns {', '.join(COLUMNS)}[, split]")
+    uri, findings = store.absolute(str(csv_path)), Findings()
+    file, folder = store.name(uri), store.parent(uri)
+    if store.is_folder(uri):
+        fail(uri, "is a folder", f"pass a CSV file with the columns {', '.join(COLUMNS)}[, split]")
     rows = [
         _Row(
-            f"{file.name}:{line}",
+            f"{file}:{line}",
             PurePosixPath(cells["path"]).as_posix(),
             cells["patient"],
             cells["study"],
@@ -53,23 +54,27 @@ def read_collection(csv_path: str | Path, *, seed: int = 0) -> Collection:
             cells["label"],
             cells.get("split"),
         )
-        for line, cells in read_rows(file, COLUMNS, findings, known=(*COLUMNS, "split"))
+        for line, cells in read_rows(uri, COLUMNS, findings, known=(*COLUMNS, "split"))
     ]
     if not rows:
-        findings.problem(file.name, "there are no rows", "add a row for each image")
+        findings.problem(file, "there are no rows", "add a row for each image")
+    found = store.stat_files(folder, [row.path for row in rows if _stays_below(row.path)])
     for row in rows:
-        _check_row(row, file.parent, findings)
+        _check_row(row, found.keys(), findings)
     _check_agreement(rows, findings)
     findings.raise_problems()
     splits, policy = _splits(rows, seed)
-    return Collection(file.stem, str(file.parent), splits, policy, findings.notes)
+    return Collection(PurePosixPath(file).stem, folder, splits, policy, findings.notes)
 
 
-def _check_row(row: _Row, folder: Path, findings: Findings) -> None:
-    path = PurePosixPath(row.path)
-    if path.is_absolute() or ".." in path.parts:
+def _stays_below(path: str) -> bool:
+    return not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts
+
+
+def _check_row(row: _Row, found: Set[str], findings: Findings) -> None:
+    if not _stays_below(row.path):
         findings.problem(row.where, f"path {row.path!r} leaves the folder of the file", "give a relative path below it")
-    elif not os.path.isfile(folder / path):  # noqa: PTH113 - Path.is_file raises on names that are too long
+    elif row.path not in found:
         findings.problem(row.where, f"there is no file {row.path!r}", "correct the path or restore the file")
     for column, name in (("patient", row.patient), ("study", row.study)):
         if not name or "/" in name:

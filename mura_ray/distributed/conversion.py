@@ -6,12 +6,11 @@ only what is missing. Nothing in the result depends on when, where, in what orde
 
 import hashlib
 import json
-import shutil
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -49,6 +48,10 @@ Progress = Callable[[int, int], None]
 """Called with the number of images that are done, and of all."""
 
 
+_STRAY = re.compile(r"\.?shard-\d+\.beton.*")
+"""Shards, and what `store.atomic_path` calls unfinished ones."""
+
+
 def run_conversion(
     collection: Collection,
     dest: str,
@@ -61,7 +64,7 @@ def run_conversion(
 
     Args:
         collection: what to convert.
-        dest: folder of the data set.
+        dest: URI of the data set.
         image_size: side of the stored images in pixels.
         allow_damaged: leave damaged images out and list them in the manifest, instead of failing.
         progress: is told how far the work is.
@@ -87,7 +90,7 @@ def run_conversion(
         made = {split: [records[job.key].shard for job in jobs] for split, jobs in plan.jobs.items()}
         manifest = _finish(plan, results, {split: tuple(filter(None, found)) for split, found in made.items()})
     _check_damaged(manifest.quarantined, allow_damaged)
-    shutil.rmtree(store.resolve(store.join(plan.dest, WORK)), ignore_errors=True)
+    store.remove_folder(store.join(plan.dest, WORK))
     return manifest
 
 
@@ -129,7 +132,7 @@ class _Plan:
         """Hash of the collection as listed: splits, studies, labels, boxes, and the files' names and sizes."""
         listing = {
             split: [
-                [i.study.key, i.study.label, i.view.path, i.num_bytes, [astuple(box) for box in i.view.boxes]]
+                [i.study.key, i.study.label, i.view.path, i.file.num_bytes, [astuple(box) for box in i.view.boxes]]
                 for i in found
             ]
             for split, found in self.sources.items()
@@ -140,19 +143,19 @@ class _Plan:
 def _list_images(collection: Collection) -> dict[str, list[SourceImage]]:
     sources: dict[str, list[SourceImage]] = {}
     seen: dict[int, str] = {}
+    paths = [view.path for studies in collection.splits.values() for study in studies for view in study.views]
+    found = store.stat_files(collection.root, paths)
     for split, studies in collection.splits.items():
         sources[split] = []
         for study, view in [(each, view) for each in studies for view in each.views]:
-            number, file = sample_id(view.path), Path(collection.root, view.path)
+            number, file = sample_id(view.path), store.join(collection.root, view.path)
             if number in seen:
                 assert seen[number] == view.path, "two paths with the same first 63 bits of SHA-256"
                 raise ValueError(f"{file} is in the collection twice: name each image once")
             seen[number] = view.path
-            try:
-                status = file.stat()
-            except OSError as error:
-                raise ValueError(f"cannot read {file}: {error.strerror}; restore it") from error
-            sources[split].append(SourceImage(number, view, study, status.st_size, status.st_mtime_ns))
+            if view.path not in found:
+                raise ValueError(f"there is no file {file}: restore it")
+            sources[split].append(SourceImage(number, view, study, found[view.path]))
     return sources
 
 
@@ -184,10 +187,12 @@ def _find_finished(plan: _Plan) -> Manifest | None:
                 f"{plan.dest} already is a data set with {what} {old!r}, not {new!r}: "
                 "convert to another folder, or remove this one"
             )
-    for shard in (shard for split in manifest.splits.values() for shard in split.shards):
-        path = store.resolve(store.join(plan.dest, shard.key))
-        if not path.is_file() or path.stat().st_size != shard.bytes:
-            raise ValueError(f"{path} is missing or damaged: remove {plan.dest} and convert again")
+    shards_listed = [shard for split in manifest.splits.values() for shard in split.shards]
+    there = store.stat_files(plan.dest, [shard.key for shard in shards_listed])
+    for shard in shards_listed:
+        if shard.key not in there or there[shard.key].num_bytes != shard.bytes:
+            uri = store.join(plan.dest, shard.key)
+            raise ValueError(f"{uri} is missing or damaged: remove {plan.dest} and convert again")
     return manifest
 
 
@@ -198,14 +203,14 @@ def _begin(plan: _Plan) -> None:
         "splits": plan.collection.split_policy,
         "image size": plan.image_size,
     }
-    folder, mark = store.resolve(plan.dest), store.join(plan.dest, WORK, "settings.json")
+    mark = store.join(plan.dest, WORK, "settings.json")
     if store.exists(mark):
         if (old := json.loads(store.read_bytes(mark))) != settings:
             raise ValueError(
                 f"{plan.dest} holds an unfinished conversion with {old}, not {settings}: "
                 "convert to another folder, or remove this one"
             )
-    elif folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= {WORK}):
+    elif store.is_file(plan.dest) or not {entry.name for entry in store.tree(plan.dest).entries()} <= {WORK}:
         raise ValueError(f"{plan.dest} holds something else already: pass a new or an empty folder")
     else:
         store.write_bytes(mark, json.dumps(settings).encode())
@@ -303,9 +308,9 @@ def _remove_strays(plan: _Plan, made: Mapping[str, tuple[Shard, ...]]) -> None:
     """Removes what killed runs, or runs on another state of the source, left beside the shards."""
     for split, found in made.items():
         keys = {shard.key for shard in found}
-        for path in store.resolve(store.join(plan.dest, split)).glob("*shard-*.beton*"):
-            if f"{split}/{path.name}" not in keys:
-                path.unlink()
+        there = [f"{split}/{entry.name}" for entry in store.tree(store.join(plan.dest, split)).entries()]
+        strays = [key for key in there if key not in keys and _STRAY.fullmatch(store.name(key))]
+        store.remove_files([store.join(plan.dest, key) for key in strays])
 
 
 def _row(image: SourceImage, stored: StoredImage) -> tuple[object, ...]:

@@ -4,6 +4,7 @@ Knows nothing of the other shards, nor of the cluster that it runs on.
 """
 
 import hashlib
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,6 @@ from pydantic import ValidationError
 from mura_ray import images, store
 from mura_ray.config import Settings
 from mura_ray.data import shards
-from mura_ray.data.cache import file_sha256
 from mura_ray.data.manifest import Shard
 from mura_ray.domain import STUDY_TYPES, Study, View
 
@@ -32,8 +32,7 @@ class SourceImage:
     sample_id: int
     view: View
     study: Study
-    num_bytes: int
-    mtime_ns: int
+    file: store.FileStat
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +46,9 @@ class ShardJob:
     images: tuple[SourceImage, ...]
 
     @property
-    def path(self) -> Path:
-        """The shard's file."""
-        return store.resolve(store.join(self.dest, self.key))
+    def uri(self) -> str:
+        """Where the shard goes."""
+        return store.join(self.dest, self.key)
 
     @property
     def record_uri(self) -> str:
@@ -59,7 +58,9 @@ class ShardJob:
     @property
     def fingerprint(self) -> str:
         """Hash of all that the shard is made from."""
-        sources = [(i.view.path, i.num_bytes, i.mtime_ns, i.study.study_type, i.study.label) for i in self.images]
+        sources = [
+            (i.view.path, i.file.num_bytes, i.file.version, i.study.study_type, i.study.label) for i in self.images
+        ]
         return hashlib.sha256(repr((_RECIPE, self.image_size, sources)).encode()).hexdigest()
 
 
@@ -97,22 +98,27 @@ def convert_shard(job: ShardJob) -> Iterator[int | ShardRecord]:
         yield record
         return
     results: list[StoredImage | DamagedImage] = []
-    stored: list[tuple[SourceImage, np.ndarray]] = []
-    for number, image in enumerate(job.images, start=1):
-        content = Path(job.root, image.view.path).read_bytes()
+    stored: list[SourceImage] = []
+    pixels = np.empty((len(job.images), job.image_size, job.image_size), np.uint8)  # a shard's worth: 124 MiB at most
+    contents = store.read_many(store.join(job.root, image.view.path) for image in job.images)
+    for number, (image, content) in enumerate(zip(job.images, contents, strict=True), start=1):
         try:
             gray = images.read_gray(content)
         except ValueError as error:
             results.append(DamagedImage(reason=str(error)))
         else:
             height, width = gray.shape
-            pixels = images.resize_gray(gray, job.image_size)
-            stored.append((image, pixels))
-            results.append(StoredImage(width=width, height=height, sha256=hashlib.sha256(pixels.tobytes()).hexdigest()))
+            resized = pixels[len(stored)] = images.resize_gray(gray, job.image_size)
+            stored.append(image)
+            results.append(
+                StoredImage(width=width, height=height, sha256=hashlib.sha256(resized.tobytes()).hexdigest())
+            )
         if number % _REPORT_EVERY == 0:
             yield _REPORT_EVERY
     yield len(job.images) % _REPORT_EVERY
-    record = ShardRecord(fingerprint=job.fingerprint, shard=_write_shard(job, stored), results=tuple(results))
+    record = ShardRecord(
+        fingerprint=job.fingerprint, shard=_write_shard(job, stored, pixels[: len(stored)]), results=tuple(results)
+    )
     store.write_bytes(job.record_uri, record.model_dump_json().encode())
     yield record
 
@@ -125,20 +131,27 @@ def _read_record(job: ShardJob) -> ShardRecord | None:
         record = ShardRecord.model_validate_json(store.read_bytes(job.record_uri))
     except ValidationError:
         return None
-    whole = record.shard is None or (job.path.is_file() and file_sha256(job.path) == record.shard.sha256)
-    return record if whole and record.fingerprint == job.fingerprint else None
+    if record.fingerprint != job.fingerprint:
+        return None
+    return record if record.shard is None or _is_whole(job.uri, record.shard.sha256) else None
 
 
-def _write_shard(job: ShardJob, stored: Sequence[tuple[SourceImage, np.ndarray]]) -> Shard | None:
+def _is_whole(uri: str, sha256: str) -> bool:
+    return store.is_file(uri) and hashlib.sha256(store.read_bytes(uri)).hexdigest() == sha256
+
+
+def _write_shard(job: ShardJob, stored: Sequence[SourceImage], pixels: np.ndarray) -> Shard | None:
     if not stored:
         return None
-    job.path.parent.mkdir(parents=True, exist_ok=True)
-    with store.atomic_path(job.path) as partial:
+    with tempfile.TemporaryDirectory(prefix="mura-shard-") as folder:  # FFCV's writer wants a file
+        path = Path(folder, store.name(job.key))
         shards.write_shard(
-            partial,
-            images=np.stack([pixels for _, pixels in stored]),
-            labels=np.array([image.study.label for image, _ in stored]),
-            type_index=np.array([STUDY_TYPES.index(image.study.study_type) for image, _ in stored]),
-            sample_ids=np.array([image.sample_id for image, _ in stored], dtype=np.int64),
+            path,
+            images=pixels,
+            labels=np.array([image.study.label for image in stored]),
+            type_index=np.array([STUDY_TYPES.index(image.study.study_type) for image in stored]),
+            sample_ids=np.array([image.sample_id for image in stored], dtype=np.int64),
         )
-        return Shard(key=job.key, bytes=partial.stat().st_size, sha256=file_sha256(partial), count=len(stored))
+        content = path.read_bytes()
+    store.write_bytes(job.uri, content)
+    return Shard(key=job.key, bytes=len(content), sha256=hashlib.sha256(content).hexdigest(), count=len(stored))

@@ -23,7 +23,7 @@ from mura_ray.data.manifest import manifest_sha256, read_manifest
 from mura_ray.distributed.naming import RUN_FILE, SWEEP_FILE, check_claim, claim
 from mura_ray.distributed.space import Space, param_space, scheduler, searcher, trial_config
 from mura_ray.distributed.tracking import EpochLog, TrialTable, read_epochs
-from mura_ray.distributed.worker import Resources, run_spec, torch_trainer
+from mura_ray.distributed.worker import Resources, checkpoint_uri, run_spec, torch_trainer
 from mura_ray.model.densenet import prepare_initial_weights
 from mura_ray.model.ensemble import MemberSource, write_ensemble
 from mura_ray.training.selection import Candidate, choose_members
@@ -165,7 +165,8 @@ def eligible_candidates(results: ray.tune.ResultGrid, home: str) -> list[Candida
         trial = _trial_id(result)
         if result.error is None and (kept := kept_checkpoints(store.join(home, "training", trial))):
             checkpoint, metrics = min(kept, key=lambda pair: pair[1]["val_loss"])
-            candidates.append(Candidate(trial, metrics["epoch"], metrics["val_loss"], checkpoint.path))
+            uri = checkpoint_uri(checkpoint, home)
+            candidates.append(Candidate(trial, metrics["epoch"], metrics["val_loss"], uri))
     return candidates
 
 

@@ -2,7 +2,9 @@
 
 import json
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -130,14 +132,11 @@ class EpochLog(ray.train.UserCallback):
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """All workers reported an epoch; rank 0's metrics are for all of them."""
-        if self._writer is None:  # made where the callback runs, in Ray Train's controller
-            self._writer = SummaryWriter(str(store.resolve(self._folder) / "tensorboard"))
         values = metrics[0]
-        rows = [json.dumps(row) for row in (*read_epochs(self._folder), values)]
-        store.write_bytes(store.join(self._folder, EPOCHS_FILE), ("\n".join(rows) + "\n").encode())
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, values["epoch"])
-        self._writer.flush()
+        rows = [*read_epochs(self._folder), values]
+        content = "".join(f"{json.dumps(row)}\n" for row in rows)
+        store.write_bytes(store.join(self._folder, EPOCHS_FILE), content.encode())
+        self._write_scalars(rows)
         left_s = values["epoch_s"] * (self._epochs - values["epoch"])
         print(
             f"epoch {values['epoch']}/{self._epochs}: validation loss {values['val_loss']:.4f}, training loss "
@@ -145,6 +144,27 @@ class EpochLog(ray.train.UserCallback):
             f"at most {left_s / 60:.1f} min left",
             flush=True,
         )
+
+    def _write_scalars(self, rows: list[dict[str, Any]]) -> None:
+        """Adds the last epoch to the TensorBoard log; in S3, where nothing can be added to a file, writes it anew."""
+        folder = store.join(self._folder, "tensorboard")
+        if store.is_s3(folder):
+            with tempfile.TemporaryDirectory() as local:
+                with SummaryWriter(local) as writer:
+                    for row in rows:
+                        _add_scalars(writer, row)
+                (events,) = Path(local).iterdir()
+                store.write_bytes(store.join(folder, "events.out.tfevents.run"), events.read_bytes())
+            return
+        if self._writer is None:  # made where the callback runs, in Ray Train's controller
+            self._writer = SummaryWriter(str(store.resolve(folder)))
+        _add_scalars(self._writer, rows[-1])
+        self._writer.flush()
+
+
+def _add_scalars(writer: SummaryWriter, row: dict[str, Any]) -> None:
+    for name, value in row.items():
+        writer.add_scalar(name, value, row["epoch"])
 
 
 def read_epochs(folder: str) -> list[dict[str, Any]]:

@@ -2,7 +2,8 @@
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import ray.train.torch
 import torch
 from pydantic import Field
 
+from mura_ray import s3, store
 from mura_ray.config import Settings, TrialConfig
-from mura_ray.data.cache import local_split
+from mura_ray.data.cache import Progress, local_split
 from mura_ray.data.loader import SplitLoader
 from mura_ray.data.manifest import manifest_sha256, read_manifest
 from mura_ray.domain import weights_matrix
@@ -112,6 +114,11 @@ def torch_trainer(
     )
 
 
+def checkpoint_uri(checkpoint: ray.train.Checkpoint, storage: str) -> str:
+    """The URI of a checkpoint that lies in a run's storage; Ray leaves out the scheme."""
+    return f"{s3.SCHEME}{checkpoint.path}" if store.is_s3(storage) else checkpoint.path
+
+
 def train_worker(settings: dict[str, Any]) -> None:
     """Trains on this worker, epoch by epoch, and reports each epoch's validation loss with a checkpoint.
 
@@ -119,27 +126,36 @@ def train_worker(settings: dict[str, Any]) -> None:
         settings: a `RunSpec` as plain values.
     """
     spec = RunSpec.model_validate(settings)
-    run = _prepare(spec)
-    while not loop.is_complete(run):
-        epoch = run.progress.epochs_done + 1
-        learning_rate = run.optimiser.param_groups[0]["lr"]
-        started = time.monotonic()
-        train_loss = loop.train_epoch(run, epoch, _progress_printer(spec, epoch))
-        val_loss = loop.validate(run)
-        loop.finish_epoch(run, epoch, val_loss)
-        metrics = {
-            "epoch": epoch,
-            "val_loss": val_loss,
-            "train_loss": train_loss,
-            "learning_rate": learning_rate,
-            "epoch_s": time.monotonic() - started,
+    with ExitStack() as copies:
+        paths = {
+            split: copies.enter_context(local_split(spec.data, split, progress=_copy_printer(spec, split)))
+            for split in ("train", "valid")
         }
-        _report(spec, run, metrics)
-    run.train.close()
-    run.valid.close()
+        run = _prepare(spec, paths)
+        while not loop.is_complete(run):
+            _report(spec, run, _train_epoch(spec, run))
+        run.train.close()
+        run.valid.close()
 
 
-def _prepare(spec: RunSpec) -> loop.Run:
+def _train_epoch(spec: RunSpec, run: loop.Run) -> dict[str, Any]:
+    """Trains and validates the next epoch. Returns what is reported of it."""
+    epoch = run.progress.epochs_done + 1
+    learning_rate = run.optimiser.param_groups[0]["lr"]
+    started = time.monotonic()
+    train_loss = loop.train_epoch(run, epoch, _progress_printer(spec, epoch))
+    val_loss = loop.validate(run)
+    loop.finish_epoch(run, epoch, val_loss)
+    return {
+        "epoch": epoch,
+        "val_loss": val_loss,
+        "train_loss": train_loss,
+        "learning_rate": learning_rate,
+        "epoch_s": time.monotonic() - started,
+    }
+
+
+def _prepare(spec: RunSpec, paths: Mapping[str, Path]) -> loop.Run:
     """Loaders, network and optimiser of this worker, continued from the run's latest checkpoint where there is one."""
     context = ray.train.get_context()
     rank, workers = context.get_world_rank(), context.get_world_size()
@@ -148,7 +164,7 @@ def _prepare(spec: RunSpec) -> loop.Run:
 
     def split_loader(split: str) -> SplitLoader:
         return SplitLoader(
-            local_split(spec.data, split),
+            paths[split],
             batch_size=config.batch_size,
             rank=rank,
             world_size=workers,
@@ -189,6 +205,26 @@ def _report(spec: RunSpec, run: loop.Run, metrics: dict[str, Any]) -> None:
             save_checkpoint(Path(directory), run.network, meta, loop.run_state(run))
             checkpoint = ray.train.Checkpoint.from_directory(directory)
         ray.train.report(metrics, checkpoint=checkpoint)
+
+
+def _copy_printer(spec: RunSpec, split: str) -> Progress:
+    """Says how far the local copy of a split is, every quarter of a minute and at its end."""
+    started = last = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done < total and now - last < PROGRESS_EVERY_S:
+            return
+        last = now
+        speed = done / max(now - started, 1e-3)
+        print(
+            f"{spec.trial}: local copy of {split}: {done / 1e9:.2f} of {total / 1e9:.2f} GB at {speed / 1e6:.0f} MB/s, "
+            f"{(total - done) / speed:.0f} s left",
+            flush=True,
+        )
+
+    return progress
 
 
 def _progress_printer(spec: RunSpec, epoch: int) -> loop.OnBatch | None:

@@ -158,7 +158,9 @@ def newest_ensemble(runs: str) -> str:
     Raises:
         ValueError: there is none.
     """
-    folders = [str(path.parent) for path in store.resolve(runs).glob(f"*/ensemble/{DESCRIPTION}")]
+    names = [entry.name for entry in store.tree(runs).entries() if entry.is_folder]
+    folders = [store.join(runs, name, "ensemble") for name in names]
+    folders = [folder for folder in folders if store.is_file(store.join(folder, DESCRIPTION))]
     if not folders:
         raise ValueError(
             f"no ensemble under {runs!r} (no */ensemble/{DESCRIPTION}): run `python -m mura_ray.tune` to its end, or "
@@ -263,7 +265,7 @@ class Ensemble:
 
 
 def _folder(uri: str) -> str:
-    return str(Path(uri).parent) if Path(uri).name == DESCRIPTION else uri
+    return store.parent(uri) if store.name(uri) == DESCRIPTION else uri
 
 
 def _sha256(content: bytes) -> str:

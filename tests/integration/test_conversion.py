@@ -114,9 +114,10 @@ def test_the_data_set_is_what_the_contract_says(source: Path, tmp_path: Path) ->
     row = table.iloc[place]
     assert row["sample_id"] == int(hashlib.sha256(row["path"].encode()).hexdigest()[:16], 16) >> 1
     assert (row["study_type"], row["label"], row["width"], row["height"]) == ("elbow", 1, 100, 50)
-    with closing(
-        SplitLoader(local_split(str(dest), "train", tmp_path / "cache"), batch_size=3, shuffle=False)
-    ) as loader:
+    with (
+        local_split(str(dest), "train", cache=tmp_path / "cache") as path,
+        closing(SplitLoader(path, batch_size=3, shuffle=False)) as loader,
+    ):
         batches = list(loader.epoch())
     stored = np.concatenate([batch.images[:, 0].numpy() for batch in batches])
     assert np.concatenate([batch.sample_ids.numpy() for batch in batches]).tolist() == table["sample_id"].tolist()
@@ -232,7 +233,6 @@ def test_a_lost_shard_is_noticed(source: Path, tmp_path: Path, capsys: pytest.Ca
         (["--image-size", "0"], "'0': pass a whole number from 32 to 1024"),
         (["--valid-fraction", "1.5"], "'1.5': pass a number between 0 and 1"),
         (["--seed", "-1"], "'-1': pass a whole number"),
-        (["--source", "/nowhere"], "/nowhere does not exist"),
         (["--format", "fracatlas"], "--splits does not apply to --format fracatlas"),
         (["--colour"], "unrecognized arguments: --colour"),
     ],

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -185,13 +186,15 @@ def test_a_run_on_two_workers_reports_the_exact_validation_loss(data: str, tmp_p
 
     network = load_network(checkpoint).eval()
     weights = torch.from_numpy(weights_matrix(read_manifest(data).class_weights))
-    loader = SplitLoader(local_split(data, "valid"), batch_size=4, shuffle=False)
-    with torch.no_grad():
+    with (
+        local_split(data, "valid") as path,
+        closing(SplitLoader(path, batch_size=4, shuffle=False)) as loader,
+        torch.no_grad(),
+    ):
         total = sum(
             float(weighted_bce_sum(network(to_unit(batch.images)), batch.labels, batch.type_index, weights))
             for batch in loader.epoch()
         )
-    loader.close()
     assert total / loader.num_images == pytest.approx(reported, rel=1e-5)
 
 
@@ -216,7 +219,7 @@ def test_ctrl_c_in_the_last_trials_makes_no_ensemble_of_half_trained_ones(data: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["tune", "--runs", "x"], "pass --data DIR or set MURA_DATA"),
+        (["tune", "--runs", "x"], "pass --data URI or set MURA_DATA"),
         (["tune", "--data", "nowhere", "--runs", "x"], "MURA_SOURCE"),
         (["tune", "--data", "nowhere", "--runs", "x", "--space", "none.yaml"], "no space file at 'none.yaml'"),
         (["tune", "--data", "nowhere", "--runs", "x", "--source", "y", "--dry-run"], "--dry-run converts nothing"),

@@ -25,5 +25,5 @@ def test_a_bug_is_not_dressed_up_as_a_user_s_mistake() -> None:
 
 def test_a_location_that_is_not_given_says_how_to_give_it() -> None:
     assert cli.location("/data/shards", "data") == "/data/shards"
-    with pytest.raises(ValueError, match="pass --data DIR or set MURA_DATA"):
+    with pytest.raises(ValueError, match="pass --data URI or set MURA_DATA"):
         cli.location(None, "data")

@@ -327,7 +327,7 @@ def test_command(
     ("options", "named"),
     [
         (["--data", "DATA"], "pass --ensemble DIR, or set MURA_RUNS"),
-        (["--ensemble", "E"], "pass --data DIR or set MURA_DATA"),
+        (["--ensemble", "E"], "pass --data URI or set MURA_DATA"),
         (["--ensemble", "E", "--data", "E"], "no converted data set"),
         (["--ensemble", "E", "--data", "DATA", "--split", "nope"], "no split 'nope'; it has test, valid"),
         (["--ensemble", "E", "--data", "DATA", "--out", "E/report"], "never changed"),

@@ -1,7 +1,7 @@
 import io
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pandas as pd
@@ -171,7 +171,9 @@ def test_wrong_arguments(
 def test_images_directly_in_the_source_are_one_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for index in range(21):
         (tmp_path / f"{index:02}.png").write_bytes(b"")
-    assert predict.find_studies(tmp_path) == {Path(): [Path(f"{index:02}.png") for index in range(21)]}
+    assert predict.find_studies(str(tmp_path)) == {
+        PurePosixPath(): [PurePosixPath(f"{index:02}.png") for index in range(21)]
+    }
     assert "has 21 images and is taken for one study" in capsys.readouterr().err
 
 
@@ -187,7 +189,7 @@ def test_images_directly_in_the_source_are_one_study(tmp_path: Path, capsys: pyt
     ],
 )
 def test_study_type_of_a_path(path: str, study_type: str):
-    assert predict.study_type_of(Path(path)) == study_type
+    assert predict.study_type_of(PurePosixPath(path)) == study_type
 
 
 def test_study_type_from_above_the_source(ensemble: str, source: Path, tmp_path: Path):
@@ -205,7 +207,7 @@ def test_study_type_from_above_the_source(ensemble: str, source: Path, tmp_path:
     ],
 )
 def test_overlays_never_overwrite_each_other(views: list[str], names: list[str]):
-    assert predict.overlay_names([Path("study", view) for view in views]) == names
+    assert predict.overlay_names([PurePosixPath("study", view) for view in views]) == names
 
 
 def test_needs_no_ray():

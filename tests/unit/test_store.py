@@ -33,7 +33,7 @@ def test_what_is_not_there_or_not_a_folder_is_a_clear_error(tmp_path: Path) -> N
         store.read_bytes(str(tmp_path / "none"))
     with pytest.raises(ValueError, match="no file at"):
         store.read_bytes(str(tmp_path))
-    with pytest.raises(ValueError, match="only folders"):
+    with pytest.raises(ValueError, match="pass a folder path or s3"):
         store.read_bytes("gs://bucket/key")
 
 

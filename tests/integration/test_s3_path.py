@@ -1,0 +1,197 @@
+"""The whole path with everything in S3: radiographs, shards, a run, a search, its ensemble, predictions, a server."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pandas as pd
+import pytest
+import yaml
+
+from mura_ray.data import phantom
+from tests.s3_server import BUCKET, Proxy, environment, free_port, get_folder, plain_client, put_folder, s3_server
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+SIZE = 64
+SPACE: dict[str, Any] = {
+    "num_trials": 2,
+    "ensemble_size": 2,
+    "fixed": {"image_size": SIZE, "initial_weights": "random", "batch_size": 8, "epochs": 1},
+    "search": {"learning_rate": {"log_uniform": [1e-4, 1e-2]}},
+}
+
+
+def s3(*parts: str) -> str:
+    return "/".join([f"s3://{BUCKET}", *parts])
+
+
+class Place:
+    """The bucket behind its proxy, and a folder of this machine with the same radiographs."""
+
+    def __init__(self, proxy: Proxy, url: str, folder: Path) -> None:
+        self.proxy, self.url, self.folder = proxy, url, folder
+        self.server = proxy.upstream  # for what the tests ask themselves: it is not counted
+
+    def command(self, module: str, *arguments: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", f"mura_ray.{module}", *arguments],
+            capture_output=True, text=True, timeout=timeout, cwd=self.folder,
+            env={**os.environ, **environment(self.url), "MURA_CACHE": str(self.folder / f"cache-{module}")},
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("path")
+    phantom.write_phantom(str(folder / "source"), num_train_studies=42, num_valid_studies=14, difficulty="easy")
+    with s3_server(folder / "s3.log") as server:
+        put_folder(server, folder / "source", "source")
+        proxy = Proxy(server)
+        with proxy.running() as url:
+            yield Place(proxy, url, folder)
+
+
+@pytest.fixture(scope="module")
+def shards(place: Place) -> str:
+    options = ["--format", "phantom", "--image-size", str(SIZE), "--valid-fraction", "0.3"]
+    for source, dest in ((s3("source"), s3("shards")), ("source", "shards")):
+        done = place.command("convert", *options, "--source", source, "--dest", dest)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return s3("shards")
+
+
+@pytest.fixture(scope="module")
+def searched(place: Place, shards: str) -> str:
+    (place.folder / "space.yaml").write_text(yaml.safe_dump(SPACE))
+    options = ["--space", "space.yaml", "--data", shards, "--runs", s3("runs"), "--name", "search"]
+    done = place.command("tune", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return s3("runs", "search", "ensemble")
+
+
+def test_the_data_set_is_that_of_the_same_radiographs_in_a_folder(place: Place, shards: str) -> None:
+    local = place.folder / "shards"
+    expected = {path.relative_to(local).as_posix(): path.read_bytes() for path in local.rglob("*") if path.is_file()}
+    assert get_folder(place.server, "shards") == expected
+
+
+def test_two_worker_groups_download_each_shard_once(place: Place, shards: str) -> None:
+    place.proxy.requests.clear()
+    options = ["--data", shards, "--runs", s3("runs"), "--workers", "2", "--name", "pair"]
+    options += [f"--set={setting}" for setting in ("image_size=64", "initial_weights=random", "epochs=1")]
+    done = place.command("train", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    keys = [key for key in get_folder(place.server, "shards") if key.endswith(".beton")]
+    assert {key: place.proxy.count("GET", key) for key in keys if not key.startswith("test")} == {
+        key: 1 for key in keys if not key.startswith("test")
+    }
+    found = re.search(r"epoch 1: (s3://\S+)", done.stdout)
+    assert found, done.stdout
+    assert found[1].startswith(s3("runs", "pair", "checkpoint_"))
+    files = get_folder(place.server, "runs/pair")
+    assert any("tensorboard/events" in key for key in files)
+    assert len(files["epochs.jsonl"].splitlines()) == 1
+
+
+def test_a_search_ends_with_its_ensemble_in_s3(place: Place, searched: str) -> None:
+    files = get_folder(place.server, "runs/search")
+    assert {key for key in files if key.startswith("ensemble/")} == {
+        "ensemble/ensemble.json", "ensemble/member-0.safetensors", "ensemble/member-1.safetensors",
+    }  # fmt: skip
+    lowest = sorted(json.loads(content)["val_loss"] for key, content in files.items() if key.endswith("epochs.jsonl"))
+    members = json.loads(files["ensemble/ensemble.json"])["members"]
+    assert [member["val_loss"] for member in members] == pytest.approx(lowest)
+    again = place.command("tune", "--space", "space.yaml", "--data", s3("shards"), "--runs", s3("runs"),
+                          "--name", "search")  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert "started" not in again.stdout
+
+
+def test_prediction_and_evaluation_read_and_write_s3(place: Place, searched: str) -> None:
+    done = place.command("predict", "--ensemble", searched, "--source", s3("source/MURA-v1.1/valid"),
+                         "--out", s3("predictions"))  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    local = place.command("predict", "--ensemble", searched, "--source",
+                          str(place.folder / "source/MURA-v1.1/valid"), "--out", "predictions")  # fmt: skip
+    assert local.returncode == 0, local.stdout + local.stderr
+    files = get_folder(place.server, "predictions")
+    written = place.folder / "predictions"
+    assert files == {
+        path.relative_to(written).as_posix(): path.read_bytes() for path in written.rglob("*") if path.is_file()
+    }
+    done = place.command("evaluate", "--ensemble", f"{searched}/ensemble.json", "--data", s3("shards"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (table,) = [
+        content for key, content in get_folder(place.server, "runs/search").items() if key.endswith("studies.csv")
+    ]
+    predicted = pd.read_csv(written / "studies.csv")["probability"].sort_values()
+    evaluated = pd.read_csv(pd.io.common.BytesIO(table))["probability"].sort_values()
+    assert evaluated.to_numpy() == pytest.approx(predicted.to_numpy(), abs=1e-5)
+
+
+def test_the_newest_ensemble_under_the_runs_is_served(place: Place, searched: str) -> None:
+    port = free_port()
+    config = yaml.safe_load((Path(__file__).parents[2] / "serve/config.yaml").read_text())
+    config["http_options"]["port"] = port
+    (place.folder / "serve.yaml").write_text(yaml.safe_dump(config))
+    folder = tempfile.mkdtemp(prefix="mura-", dir="/tmp")  # Ray's sockets need a short path
+    inherited = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    with (place.folder / "serve.log").open("w") as log:
+        server = subprocess.Popen(
+            [Path(sys.executable).with_name("serve"), "run", "--address", "local", "serve.yaml"],
+            cwd=place.folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+            env={**inherited, **environment(place.url), "MURA_RUNS": s3("runs"), "RAY_TMPDIR": folder},
+        )  # fmt: skip
+    try:
+        answer = _wait_for(f"http://127.0.0.1:{port}/v1/ensemble", server, place.folder / "serve.log")
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(timeout=60)
+    stored = json.loads(get_folder(place.server, "runs/search")["ensemble/ensemble.json"])
+    assert answer["id"] == stored["id"]
+    assert [member["trial"] for member in answer["members"]] == [member["trial"] for member in stored["members"]]
+
+
+def _wait_for(url: str, server: "subprocess.Popen[bytes]", log: Path) -> Any:
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        assert server.poll() is None, log.read_text()
+        try:
+            answer = httpx.get(url)
+            if answer.status_code == 200:
+                return answer.json()
+        except httpx.TransportError:
+            pass
+        time.sleep(0.5)
+    raise AssertionError(log.read_text())
+
+
+def test_a_damaged_or_missing_shard_stops_a_run_before_anything_is_read(place: Place, shards: str) -> None:
+    client = plain_client(place.server)
+    for key, content in get_folder(place.server, "shards").items():
+        if key != "train/shard-00000.beton":
+            client.put_object(Bucket=BUCKET, Key=f"missing/{key}", Body=content)
+            client.put_object(Bucket=BUCKET, Key=f"damaged/{key}", Body=content)
+        else:
+            flipped = (
+                content[: len(content) // 2]
+                + bytes([content[len(content) // 2] ^ 1])
+                + content[len(content) // 2 + 1 :]
+            )
+            client.put_object(Bucket=BUCKET, Key=f"damaged/{key}", Body=flipped)
+    for data, message in (("missing", "is missing: restore it"), ("damaged", "is not the file that manifest.json")):
+        done = place.command(
+            "evaluate", "--ensemble", s3("runs/search/ensemble"), "--data", s3(data), "--split", "train"
+        )
+        assert done.returncode == 1
+        assert f"error: shard {s3(data)}/train/shard-00000.beton {message}" in done.stderr
