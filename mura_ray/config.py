@@ -1,9 +1,11 @@
-"""Every setting of a trial, with its default and the paper's section it comes from, and where data and runs lie.
+"""Every setting of a trial, with its default and the paper's section it comes from, and where data, runs, copies lie.
 
 Knows nothing of how the settings are searched (distributed/sweep.py) or used (training/loop.py).
 """
 
 import os
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -108,3 +110,23 @@ class Locations(Settings):
             data=os.environ.get("MURA_DATA") or None,
             runs=os.environ.get("MURA_RUNS") or None,
         )
+
+
+def cache_folder() -> Path:
+    """Where a node keeps its copies of data sets: MURA_CACHE, or else ~/.cache/mura_ray."""
+    return Path(os.environ.get("MURA_CACHE") or "~/.cache/mura_ray").expanduser()
+
+
+def cache_budget_bytes() -> int | None:
+    """What these copies may fill, from MURA_CACHE_GB; None: the disk.
+
+    Raises:
+        ValueError: it is no number of gigabytes.
+    """
+    budget = os.environ.get("MURA_CACHE_GB")
+    if not budget:
+        return None
+    with suppress(ValueError, OverflowError):
+        if (num_bytes := int(float(budget) * 1e9)) > 0:
+            return num_bytes
+    raise ValueError(f"MURA_CACHE_GB is {budget!r}: pass a number of gigabytes greater than 0, or unset it")

@@ -176,7 +176,8 @@ def _speed(seen: list[tuple[float, int]], num_cores: int) -> str:
     if done - before < 100:
         return ""
     per_core = (done - before) / (last - first) / num_cores
-    times = ", ".join(f"{MURA_IMAGES / per_core / cores / 60:.1f} min on {cores} cores" for cores in (num_cores, 64))
+    minutes = {cores: MURA_IMAGES / per_core / cores / 60 for cores in (num_cores, 64)}
+    times = ", ".join(f"{minute:.2g} min on {cores} cores" for cores, minute in minutes.items())
     return f"; {per_core:.0f} images/s on each of {num_cores} cores: all of MURA takes {times}"
 
 

@@ -115,7 +115,7 @@ def find_studies(source: str) -> dict[PurePosixPath, list[PurePosixPath]]:
     for study, views in studies.items():
         if len(views) > LARGE_STUDY:
             print(
-                f"note: {store.join(source, str(study))} has {len(views)} images and is taken for one study",
+                f"note: {PurePosixPath(source, study)} has {len(views)} images and is taken for one study",
                 file=sys.stderr,
             )
     if not studies:

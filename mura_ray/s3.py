@@ -8,6 +8,7 @@ import base64
 import email.utils
 import hashlib
 import logging
+import mmap
 import random
 import re
 import threading
@@ -122,7 +123,7 @@ def read(uri: str) -> bytes:
     raise StorageError(f"{uri}: read failed: it was replaced {ATTEMPTS} times while it was read; stop what writes it")
 
 
-def write(uri: str, content: bytes) -> None:
+def write(uri: str, content: bytes | mmap.mmap) -> None:
     """Writes one object: whole or not at all, large ones in parallel parts.
 
     Raises:
@@ -130,13 +131,14 @@ def write(uri: str, content: bytes) -> None:
     """
     bucket, key = split_uri(uri)
     if len(content) <= 2 * PART_BYTES:
-        md5 = _md5(content)
-        _request("write", uri, lambda client: client.put_object(Bucket=bucket, Key=key, Body=content, ContentMD5=md5))
+        body = bytes(content)
+        md5 = _md5(body)
+        _request("write", uri, lambda client: client.put_object(Bucket=bucket, Key=key, Body=body, ContentMD5=md5))
         return
     try:
-        _write_parts(uri, memoryview(content))
+        _write_parts(uri, content)
     except MissingObjectError:  # the upload: swept away, or completed by a request whose answer was lost
-        _write_parts(uri, memoryview(content))
+        _write_parts(uri, content)
 
 
 def remove(uris: Sequence[str]) -> None:
@@ -224,13 +226,13 @@ def _read_once(uri: str) -> bytes:
     return bytes(result)
 
 
-def _write_parts(uri: str, content: memoryview) -> None:
+def _write_parts(uri: str, content: bytes | mmap.mmap) -> None:
     bucket, key = split_uri(uri)
     target = {"Bucket": bucket, "Key": key}
     upload = _request("write", uri, lambda client: client.create_multipart_upload(**target))["UploadId"]
 
     def part(number: int) -> dict[str, Any]:
-        body = content[(number - 1) * PART_BYTES : number * PART_BYTES].tobytes()
+        body = content[(number - 1) * PART_BYTES : number * PART_BYTES]
         md5 = _md5(body)
         answer = _request(
             "write",

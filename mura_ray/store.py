@@ -4,6 +4,7 @@ A URI is a folder path, absolute or relative, or `s3://bucket/key`. Writes are a
 the new, or nothing.
 """
 
+import mmap
 import os
 import shutil
 import uuid
@@ -149,6 +150,18 @@ def write_bytes(uri: str, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as partial:
         partial.write_bytes(content)
+
+
+def write_file(uri: str, path: Path) -> None:
+    """Writes a copy of a file of this machine, as `write_bytes` writes bytes, without reading it into memory whole."""
+    if is_s3(uri):
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            s3.write(uri, content)
+        return
+    dest = resolve(uri)
+    dest.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(dest) as partial:
+        shutil.copyfile(path, partial)
 
 
 def remove_folder(uri: str) -> None:

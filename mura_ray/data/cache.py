@@ -21,6 +21,7 @@ from pathlib import Path
 import xxhash
 
 from mura_ray import store
+from mura_ray.config import cache_budget_bytes, cache_folder
 from mura_ray.data.manifest import Shard, read_manifest
 from mura_ray.data.shards import Merger
 
@@ -60,7 +61,7 @@ def local_split(
     if split not in manifest.splits:
         raise ValueError(f"{data!r} has no split {split!r}; it has {', '.join(manifest.splits)}")
     shards = manifest.splits[split].shards
-    folder = cache or Path(os.environ.get("MURA_CACHE") or "~/.cache/mura_ray").expanduser()
+    folder = cache or cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()[:16]
     copy = _Copy(folder, f"{split}-{key}")
@@ -137,9 +138,8 @@ def _make(copy: _Copy, data: str, shards: Sequence[Shard], progress: Progress | 
     for left_over in copy.folder.glob(f".{copy.name}.*.partial"):  # of a process that was killed here
         left_over.unlink()
     needed = sum(shard.bytes for shard in shards)
-    budget = os.environ.get("MURA_CACHE_GB")
-    if budget:
-        _keep_budget(copy, needed, _budget_bytes(budget))
+    if (budget := cache_budget_bytes()) is not None:
+        _keep_budget(copy, needed, budget)
     with store.atomic_path(copy.path) as partial:
         merger = _with_room(copy, partial, shards)
         try:
@@ -202,16 +202,6 @@ def _verified(data: str, shard: Shard) -> bytes:
     if len(content) != shard.bytes or hashlib.sha256(content).hexdigest() != shard.sha256:
         raise ValueError(f"shard {uri} is not the file that manifest.json describes: restore it, or convert again")
     return content
-
-
-def _budget_bytes(budget: str) -> int:
-    try:
-        num_bytes = int(float(budget) * 1e9)
-    except (ValueError, OverflowError):
-        num_bytes = 0
-    if num_bytes <= 0:
-        raise ValueError(f"MURA_CACHE_GB is {budget!r}: pass a number of gigabytes greater than 0, or unset it")
-    return num_bytes
 
 
 def _keep_budget(copy: _Copy, needed: int, budget: int) -> None:

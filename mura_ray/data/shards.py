@@ -28,11 +28,10 @@ from mura_ray.data._ffcv import (
     NDArrayField,
     worker_job_indexed_dataset,
 )
+from mura_ray.data.shard_plan import PAGE_BYTES
 
-PAGE_BYTES = MIN_PAGE_SIZE
-"""2 MiB: FFCV's least, because the first and the last page of a file are always whole."""
+assert PAGE_BYTES == MIN_PAGE_SIZE
 
-_PAGES_PER_SHARD = 62  # with the header's page and the tables just below 128 MiB
 _FIELDS = ("image", "label", "study_type", "sample_id")
 _METADATA_TYPE = np.dtype([("image", "<u8"), ("label", "<i8"), ("study_type", "<i8"), ("sample_id", "<i8")])
 _METADATA_START = HeaderType.itemsize + len(_FIELDS) * FieldDescType.itemsize
@@ -44,12 +43,6 @@ class Facts:
 
     num_images: int
     image_size: int
-
-
-def num_shards(num_images: int, image_size: int) -> int:
-    """Into how many shards of near-equal size a split is cut: each of 64 to 128 MiB, or a single smaller one."""
-    images_per_shard = _PAGES_PER_SHARD * (PAGE_BYTES // image_size**2)
-    return -(-num_images // images_per_shard)
 
 
 def write_shard(

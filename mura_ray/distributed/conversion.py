@@ -18,7 +18,6 @@ import ray
 import ray.exceptions
 
 from mura_ray import store
-from mura_ray.data import shards
 from mura_ray.data.collection import Collection
 from mura_ray.data.manifest import (
     BOX_COLUMNS,
@@ -32,6 +31,7 @@ from mura_ray.data.manifest import (
     read_manifest,
     write_manifest,
 )
+from mura_ray.data.shard_plan import num_shards
 from mura_ray.distributed.session import ray_session
 from mura_ray.distributed.shard_task import (
     WORK,
@@ -113,7 +113,7 @@ class _Plan:
         """By split, one for each shard."""
         jobs = {}
         for split, found in self.sources.items():
-            count = shards.num_shards(len(found), self.image_size)
+            count = num_shards(len(found), self.image_size)
             bounds = [len(found) * number // count for number in range(count + 1)]
             jobs[split] = [
                 ShardJob(

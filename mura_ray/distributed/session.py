@@ -3,6 +3,7 @@
 import logging
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +22,9 @@ def ray_session(*, worker_logs: bool = True) -> Iterator[None]:
 
     Args:
         worker_logs: whether what the cluster's other processes print appears here too; Ray's log files have it anyway.
+
+    Raises:
+        ValueError: there is no cluster at RAY_ADDRESS, or it refuses this user.
     """
     if ray.is_initialized():
         yield
@@ -29,7 +33,13 @@ def ray_session(*, worker_logs: bool = True) -> Iterator[None]:
     settings = {"logging_level": logging.WARNING, "log_to_driver": worker_logs}
     address = os.environ.get("RAY_ADDRESS")
     if address not in (None, "local"):
-        ray.init(address=address, **settings)
+        try:
+            ray.init(address=address, **settings)
+        except ConnectionError as error:
+            raise ValueError(
+                f"cannot join the Ray cluster at RAY_ADDRESS={address}: {error}; check that it runs (`ray status`), "
+                "set RAY_AUTH_MODE=token and put its token into ~/.ray/auth_token, or unset RAY_ADDRESS"
+            ) from error
     elif address == "local" or not _join(settings):
         _start(settings)
     try:
@@ -40,10 +50,16 @@ def ray_session(*, worker_logs: bool = True) -> Iterator[None]:
 
 
 def _join(settings: dict[str, Any]) -> bool:
-    """Connects to the cluster running on this machine; False where there is none."""
+    """Connects to the cluster running on this machine; False where there is none that lets this user in."""
     try:
         ray.init(address="auto", **settings)
-    except ConnectionError:
+    except ConnectionError as error:
+        if "Could not find any running Ray instance" not in str(error):
+            print(
+                f"note: a Ray cluster seems to run on this machine, but cannot be joined ({error}); starting one of "
+                "this machine alone. Set RAY_AUTH_MODE=token if that cluster asks for one",
+                file=sys.stderr,
+            )
         return False
     return True
 

@@ -14,7 +14,6 @@ from pydantic import ValidationError
 
 from mura_ray import images, store
 from mura_ray.config import Settings
-from mura_ray.data import shards
 from mura_ray.data.manifest import Shard
 from mura_ray.domain import STUDY_TYPES, Study, View
 
@@ -143,6 +142,8 @@ def _is_whole(uri: str, sha256: str) -> bool:
 def _write_shard(job: ShardJob, stored: Sequence[SourceImage], pixels: np.ndarray) -> Shard | None:
     if not stored:
         return None
+    from mura_ray.data import shards  # here, because it imports torch: the driver, which imports this module, need not
+
     with tempfile.TemporaryDirectory(prefix="mura-shard-") as folder:  # FFCV's writer wants a file
         path = Path(folder, store.name(job.key))
         shards.write_shard(
@@ -152,6 +153,7 @@ def _write_shard(job: ShardJob, stored: Sequence[SourceImage], pixels: np.ndarra
             type_index=np.array([STUDY_TYPES.index(image.study.study_type) for image in stored]),
             sample_ids=np.array([image.sample_id for image in stored], dtype=np.int64),
         )
-        content = path.read_bytes()
-    store.write_bytes(job.uri, content)
-    return Shard(key=job.key, bytes=len(content), sha256=hashlib.sha256(content).hexdigest(), count=len(stored))
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        store.write_file(job.uri, path)
+        return Shard(key=job.key, bytes=path.stat().st_size, sha256=sha256, count=len(stored))

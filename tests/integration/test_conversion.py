@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from mura_ray import convert
-from mura_ray.data import mura, shards
+from mura_ray.data import mura, shard_plan
 from mura_ray.data.cache import local_split
 from mura_ray.data.loader import SplitLoader
 from mura_ray.data.manifest import read_boxes, read_manifest, read_table
@@ -265,15 +265,21 @@ def test_a_phantom_s_findings_become_boxes(source: Path, tmp_path: Path) -> None
 
 KILLED = """
 import os, sys
-from mura_ray.data import mura, shards
-from mura_ray.distributed.conversion import run_conversion
+from mura_ray.data import mura, shard_plan
+from mura_ray.distributed import conversion
 
 source, dest, blocked = sys.argv[1:]
-shards._PAGES_PER_SHARD = 1
+begin = conversion._begin
+
+def block(plan):
+    os.rename(blocked, blocked + ".aside")
+    os.mkfifo(blocked)  # whoever reads it waits for ever
+    begin(plan)
+
+conversion._begin = block
+shard_plan._PAGES_PER_SHARD = 1
 collection = mura.read_collection(source, splits="official")
-os.rename(blocked, blocked + ".aside")
-os.mkfifo(blocked)  # whoever reads it waits for ever
-run_conversion(collection, dest, image_size=1024, allow_damaged=False)
+conversion.run_conversion(collection, dest, image_size=1024, allow_damaged=False)
 """
 
 
@@ -301,7 +307,7 @@ def test_a_killed_conversion_is_continued(source: Path, tmp_path: Path, monkeypa
     with pytest.raises(ValueError, match="no converted data set"):
         read_manifest(str(dest))
 
-    monkeypatch.setattr(shards, "_PAGES_PER_SHARD", 1)
+    monkeypatch.setattr(shard_plan, "_PAGES_PER_SHARD", 1)
     collection = mura.read_collection(source, splits="official")
     seen = []
     run_conversion(collection, str(dest), image_size=1024, allow_damaged=False, progress=lambda *now: seen.append(now))

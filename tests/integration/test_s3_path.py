@@ -1,5 +1,6 @@
 """The whole path with everything in S3: radiographs, shards, a run, a search, its ensemble, predictions, a server."""
 
+import io
 import json
 import os
 import re
@@ -135,7 +136,7 @@ def test_prediction_and_evaluation_read_and_write_s3(place: Place, searched: str
         content for key, content in get_folder(place.server, "runs/search").items() if key.endswith("studies.csv")
     ]
     predicted = pd.read_csv(written / "studies.csv")["probability"].sort_values()
-    evaluated = pd.read_csv(pd.io.common.BytesIO(table))["probability"].sort_values()
+    evaluated = pd.read_csv(io.BytesIO(table))["probability"].sort_values()
     assert evaluated.to_numpy() == pytest.approx(predicted.to_numpy(), abs=1e-5)
 
 

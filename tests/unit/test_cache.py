@@ -105,3 +105,63 @@ def test_other_shards_have_another_copy(data: Path, tmp_path: Path) -> None:
     manifest["splits"]["train"]["shards"].pop()
     (data / "manifest.json").write_text(json.dumps(manifest))
     assert path_of(data, tmp_path / "cache") != first
+
+
+def another(data: Path, number: int) -> Path:
+    """A data set with other pixels, and so with another copy, of the same size."""
+    folder = data.with_name(f"data-{number}")
+    (folder / "train").mkdir(parents=True)
+    key, zeros = "train/shard-00000.beton", np.zeros(3, int)
+    write_shard(folder / key, np.full((3, 8, 8), 100 + number, np.uint8), zeros, zeros, zeros)
+    shard = Shard(key=key, bytes=(folder / key).stat().st_size, sha256=file_sha256(folder / key), count=3)
+    split = Split(shards=(shard,), table_sha256="", counts={})
+    manifest = Manifest(
+        name="x", id="y", source_id="z", split_policy="given", image_size=8, splits={"train": split}, class_weights={}
+    )
+    write_manifest(str(folder), manifest)
+    return folder
+
+
+def test_a_full_budget_evicts_what_was_used_longest_ago_and_nothing_in_use(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    first, second, third, fourth = (another(data, number) for number in range(4))
+    size = (first / "train/shard-00000.beton").stat().st_size
+    monkeypatch.setenv("MURA_CACHE_GB", str(2.5 * size / 1e9))
+    paths = {}
+    for number, folder in enumerate((first, second)):
+        paths[folder] = path_of(folder, cache)
+        os.utime(paths[folder].with_suffix(".seal"), (number, number))
+    path_of(first, cache)  # used again: now the second is the oldest
+    paths[third] = path_of(third, cache)
+    assert [folder.name for folder in paths if paths[folder].exists()] == ["data-0", "data-2"]
+
+    with local_split(str(first), "train", cache=cache), local_split(str(third), "train", cache=cache):
+        os.utime(paths[first].with_suffix(".seal"), (0, 0))
+        with pytest.raises(ValueError, match=r"MURA_CACHE_GB=.* does not leave beside the copies in use: raise it"):
+            path_of(fourth, cache)
+        assert paths[first].exists()
+        assert paths[third].exists()
+    paths[fourth] = path_of(fourth, cache)
+    assert [folder.name for folder in paths if paths[folder].exists()] == ["data-2", "data-3"]
+
+
+@pytest.mark.parametrize("budget", ["much", "-1", "0", "nan"])
+def test_a_budget_that_is_none_is_refused(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: str
+) -> None:
+    monkeypatch.setenv("MURA_CACHE_GB", budget)
+    with pytest.raises(ValueError, match=f"MURA_CACHE_GB is '{budget}': pass a number of gigabytes"):
+        path_of(data, tmp_path)
+
+
+def test_progress_tells_the_bytes_that_are_there(data: Path, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    total = sum(path.stat().st_size for path in data.rglob("*.beton"))
+    with local_split(str(data), "train", cache=tmp_path, progress=lambda *now: seen.append(now)):
+        assert seen[-1] == (total, total)
+        assert sorted(seen) == seen
+    seen.clear()
+    with local_split(str(data), "train", cache=tmp_path, progress=lambda *now: seen.append(now)):
+        assert not seen

@@ -1,3 +1,4 @@
+import resource
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -115,14 +116,16 @@ def test_an_epoch_resumes_at_any_batch(training: list[list[SplitLoader]]) -> Non
 def test_epochs_left_early_leave_nothing_behind(training: list[list[SplitLoader]]) -> None:
     member = training[0][0]
     num_threads, num_torch_threads = threading.active_count(), torch.get_num_threads()
-    maps = []
-    for epoch in range(20):
+    maps, resident_bytes = [], []
+    for epoch in range(50):
         for _ in member.epoch(epoch):
             break
         maps.append(len(Path("/proc/self/maps").read_text().splitlines()))
+        resident_bytes.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize())
         assert threading.active_count() == num_threads
     assert torch.get_num_threads() == num_torch_threads
-    assert maps[-1] - maps[2] < 10
+    assert maps[-1] - maps[4] < 10
+    assert resident_bytes[-1] - resident_bytes[4] < 4 * 2**20
 
     def stumble() -> None:
         for _ in member.epoch():

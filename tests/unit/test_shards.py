@@ -6,7 +6,8 @@ import pytest
 
 from mura_ray.data import shards
 from mura_ray.data._ffcv import DatasetWriter, IntField, Loader, NDArrayField
-from mura_ray.data.shards import Merger, num_shards, read_facts, write_shard
+from mura_ray.data.shard_plan import PAGE_BYTES, num_shards
+from mura_ray.data.shards import Merger, read_facts, write_shard
 
 SIZE = 512  # eight images fill a page
 Samples = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -43,7 +44,7 @@ def test_a_shard_is_byte_for_byte_what_ffcv_s_own_writer_makes(tmp_path: Path) -
         "study_type": IntField(),
         "sample_id": IntField(),
     }
-    writer = DatasetWriter(str(tmp_path / "stock.beton"), fields, page_size=shards.PAGE_BYTES, num_workers=1)
+    writer = DatasetWriter(str(tmp_path / "stock.beton"), fields, page_size=PAGE_BYTES, num_workers=1)
     writer.from_indexed_dataset(list(zip(*samples, strict=True)))
     hashes = {
         hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("a.beton", "b.beton", "stock.beton")
@@ -92,8 +93,8 @@ def test_shards_are_64_to_128_mib_or_a_single_smaller_one(size: int) -> None:
     for number in (1, 100, 1241, 36_808, 500_000):
         count = num_shards(number, size)
         for images in {number // count, -(-number // count)}:
-            pages = -(-images // (shards.PAGE_BYTES // size**2))
-            num_bytes = (1 + pages) * shards.PAGE_BYTES + 24 * images
+            pages = -(-images // (PAGE_BYTES // size**2))
+            num_bytes = (1 + pages) * PAGE_BYTES + 24 * images
             assert num_bytes <= 128 * mib
             assert count == 1 or num_bytes >= 64 * mib
 
