@@ -101,7 +101,7 @@ def get_folder(url: str, prefix: str) -> dict[str, bytes]:
 
 @dataclass(frozen=True)
 class Request:
-    """A request as it came: its number (from 1), method, key below the bucket, query, access key, and range."""
+    """A request as it came: its number (from 1), method, key below the bucket, query, access key, range, headers."""
 
     number: int
     method: str
@@ -109,10 +109,12 @@ class Request:
     query: str
     access_key: str
     range: str | None
+    headers: frozenset[str] = frozenset()
 
 
-Fault = Literal["slow down", "reset", "stall", "truncate", "flip", "expired", "denied", "whole"]
-"""`whole` answers a range with status 200 and everything; the others are what their names say."""
+Fault = Literal["slow down", "reset", "stall", "truncate", "flip", "expired", "denied", "whole", "hollow"]
+"""`whole` answers a range with status 200 and everything, `hollow` that of an empty object with a byte that never comes
+(s3rver does); the others are what their names say."""
 
 _ANSWERS = {
     "slow down": (503, "SlowDown", "Please reduce your request rate."),
@@ -171,6 +173,10 @@ class _Handler(BaseHTTPRequestHandler):
         if fault in _ANSWERS:
             self._answer_error(*_ANSWERS[fault])
             return
+        if fault == "hollow":
+            self._send(206, [("Content-Range", "bytes 0-0/0"), ("ETag", '"x"')], b"", announced=1)
+            self._reset()
+            return
         status, headers, content = self._forward(body, drop_range=fault == "whole")
         if fault == "stall":
             self._send(status, headers, content[:1], len(content))
@@ -193,7 +199,8 @@ class _Handler(BaseHTTPRequestHandler):
         credential = self.headers.get("Authorization", "").partition("Credential=")[2].partition("/")[0]
         with self.proxy.lock:
             number = len(self.proxy.requests) + 1
-        return Request(number, self.command, key, url.query, credential, self.headers.get("Range"))
+        headers = frozenset(name.lower() for name in self.headers)
+        return Request(number, self.command, key, url.query, credential, self.headers.get("Range"), headers)
 
     def _read_body(self) -> bytes:
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":

@@ -68,6 +68,17 @@ def test_what_is_written_is_read(proxy: Proxy, home: str, content: bytes) -> Non
     assert not store.is_file(home)
 
 
+def test_nothing_is_asked_that_only_some_servers_have(proxy: Proxy, home: str) -> None:
+    for size in (3, len(LARGE)):
+        store.write_bytes(f"{home}/x", LARGE[:size])
+        store.read_bytes(f"{home}/x")
+    store.remove_folder(home)
+    assert {request.method for request in proxy.requests} == {"PUT", "POST", "GET", "DELETE"}
+    for request in proxy.requests:
+        assert not [name for name in request.headers if "checksum" in name or name == "if-none-match"], request
+        assert not request.query.startswith("delete"), "a batch of deletions needs a checksum"
+
+
 def test_large_objects_go_in_parts(proxy: Proxy, home: str) -> None:
     store.write_bytes(f"{home}/x", LARGE)
     assert proxy.count("PUT") == 3
@@ -82,6 +93,9 @@ def test_a_server_that_knows_no_ranges_is_read_all_the_same(proxy: Proxy, server
     proxy.fault = lambda request: "whole" if request.method == "GET" else None
     assert store.read_bytes(f"{home}/x") == LARGE
     assert proxy.count("GET") == 1
+    put(server, f"{home}/empty", b"")
+    proxy.fault = lambda request: "hollow" if request.range else None
+    assert store.read_bytes(f"{home}/empty") == b""
     # ... and one that forgets about them in the middle
     proxy.fault = lambda request: "whole" if request.range and not request.range.startswith("bytes=0-") else None
     assert store.read_bytes(f"{home}/x") == LARGE
