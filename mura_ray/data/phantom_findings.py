@@ -54,16 +54,18 @@ def plant_counterpart(
 ) -> None:
     """Paints what a finding of that kind may be taken for: as large and as bright or dark, but smooth and harmless.
 
-    `softness` is the width of its edges as a share of `size`.
+    `softness` is the width of its edges as a share of `size`. Nothing is painted where all of it lies outside.
     """
-    _COUNTERPART[kind](scene, _patch(scene, site, 1.2 * size), size, strength, softness, rng)
+    patch = _patch(scene, site, 1.2 * size)
+    if patch.u.size:
+        _COUNTERPART[kind](scene, patch, size, strength, softness, rng)
 
 
 def _patch(scene: Scene, site: Site, reach: float) -> _Patch:
     height, width = scene.bone.shape
     x, y = site.centre
-    rows = slice(max(0, int(y - reach)), min(height, int(y + reach) + 1))
-    columns = slice(max(0, int(x - reach)), min(width, int(x + reach) + 1))
+    rows = slice(*np.clip([int(y - reach), int(y + reach) + 1], 0, height).tolist())
+    columns = slice(*np.clip([int(x - reach), int(x + reach) + 1], 0, width).tolist())
     dy, dx = np.mgrid[rows, columns].astype(np.float32)
     dx -= np.float32(x)
     dy -= np.float32(y)

@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from mura_ray.data import phantom
 from mura_ray.data.phantom import plan_studies, read_findings, write_phantom
 from mura_ray.data.phantom_anatomy import build_anatomy
-from mura_ray.data.phantom_findings import FINDINGS, Scene, Site, plant
+from mura_ray.data.phantom_findings import FINDINGS, Scene, Site, plant, plant_counterpart
 from mura_ray.data.phantom_view import DIFFICULTIES, render_view
 from mura_ray.domain import STUDY_TYPES
 from mura_ray.images import read_gray
@@ -197,6 +197,15 @@ def test_a_finding_changes_the_scene_only_around_its_box(kind: str):
         assert np.abs(columns - 100).max() <= 40
         inside = (np.abs(rows - 90) <= 26) & (np.abs(columns - 100) <= 26)
         assert inside.mean() > 0.85
+
+
+@pytest.mark.parametrize("kind", FINDINGS)
+@pytest.mark.parametrize("centre", [(-80.0, 90.0), (300.0, 90.0), (100.0, -80.0), (100.0, 300.0)])
+def test_what_lies_outside_the_picture_is_not_painted(kind: str, centre: tuple[float, float]):
+    layers = [np.full((200, 200), 0.3, dtype=np.float32) for _ in range(3)]
+    site = Site(np.array(centre), np.array([0.0, 1.0]), 15.0)
+    plant_counterpart(kind, Scene(*layers), site, 50.0, 1.0, 0.2, np.random.default_rng(0))
+    assert all((layer == np.float32(0.3)).all() for layer in layers)
 
 
 def _intensity_statistics(gray: np.ndarray) -> np.ndarray:
