@@ -2,22 +2,24 @@
 
 import argparse
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
-import ray
 import ray.train
 import yaml
 from pydantic import ValidationError
 
 from mura_ray import cli, store
-from mura_ray.config import Locations, TrialConfig, explain, nested
+from mura_ray.config import Locations, Settings, TrialConfig, explain, nested
 from mura_ray.data.manifest import read_manifest
 from mura_ray.distributed.naming import RUN_FILE, check_claim, check_name, claim
-from mura_ray.distributed.session import ray_session
-from mura_ray.distributed.tracking import EpochLog
+from mura_ray.distributed.recovery import Recovery
+from mura_ray.distributed.session import cluster_capacity, ray_session
+from mura_ray.distributed.tracking import EpochLog, is_epoch
 from mura_ray.distributed.worker import Resources, checkpoint_uri, run_spec, torch_trainer
 from mura_ray.model.checkpoint import read_meta
 from mura_ray.model.densenet import prepare_initial_weights
+
+S = TypeVar("S", bound=Settings)
 
 EPILOG = """example:
   python -m mura_ray.train --data shards --runs runs --name baseline --workers 2 --set epochs=5
@@ -41,6 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE",
                         help="a setting, e.g. epochs=3 or augmentation.rotation_deg=10; may be repeated")  # fmt: skip
     parser.add_argument("--workers", type=int, default=1, help="workers that share each batch (default: %(default)s)")
+    parser.add_argument("--min-workers", type=int, help="go on with as few while nodes are missing (default: no fewer)")
+    parser.add_argument("--recovery", action="append", default=[], metavar="NAME=VALUE",
+                        help="how it comes through faults, e.g. checkpoint_steps=200; may be repeated")  # fmt: skip
     parser.add_argument("--cpus-per-worker", type=int, default=1, help="(default: %(default)s)")
     parser.add_argument("--gpus-per-worker", type=float, help="default: one where the cluster has GPUs")
     parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
@@ -49,20 +54,22 @@ def main(argv: list[str] | None = None) -> int:
 
 def _train(arguments: argparse.Namespace) -> None:
     data, runs = cli.location(arguments.data, "data"), cli.location(arguments.runs, "runs")
-    config = parse_settings(arguments.settings)
+    config = parse_settings(arguments.settings, TrialConfig, "--set")
+    recovery = parse_settings(arguments.recovery, Recovery, "--recovery")
     with ray_session():
-        cluster = ray.cluster_resources()
+        cluster = cluster_capacity()
         gpus = arguments.gpus_per_worker
         try:
             resources = Resources(
                 workers=arguments.workers,
+                min_workers=arguments.min_workers,
                 cpus_per_worker=arguments.cpus_per_worker,
                 gpus_per_worker=float(cluster.get("GPU", 0) >= 1) if gpus is None else gpus,
             )
         except ValidationError as error:
             raise ValueError(explain(error)) from error
         _check_capacity(resources, cluster)
-        spec = run_spec(check_name(arguments.name), config, data, None, resources)
+        spec = run_spec(check_name(arguments.name), config, data, None, resources, recovery)
         steps = read_manifest(data).splits["train"].num_images // config.batch_size
         print(f"run {arguments.name}: {resources.workers} worker(s), {config.epochs} epochs of {steps} steps")
         print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
@@ -82,15 +89,20 @@ def _train(arguments: argparse.Namespace) -> None:
             raise ValueError(
                 f"the run failed; the same command continues it from its latest checkpoint: {error}"
             ) from error
-        checkpoints = result.best_checkpoints or []
-        best, _ = min(checkpoints, key=lambda pair: pair[1]["val_loss"])
+        checkpoints = [pair for pair in result.best_checkpoints or [] if is_epoch(pair[1])]
+        best, checkpoint_metrics = min(checkpoints, key=lambda pair: pair[1]["val_loss"])
         uri = checkpoint_uri(best, runs)
         meta = read_meta(uri)
-        print(f"best validation loss {meta.val_loss:.4f}, epoch {meta.epoch}: {uri}")
+        print(f"best validation loss {checkpoint_metrics['val_loss']:.4f}, epoch {meta.epoch}: {uri}")
 
 
-def parse_settings(assignments: list[str]) -> TrialConfig:
-    """Settings given as NAME=VALUE, values in YAML, dots for nested ones, over the paper's defaults.
+def parse_settings(assignments: list[str], kind: type[S], option: str) -> S:
+    """Settings given as NAME=VALUE, values in YAML, dots for nested ones, over their defaults.
+
+    Args:
+        assignments: the values of the option.
+        kind: of the settings.
+        option: named in errors.
 
     Raises:
         ValueError: no `=`, an unknown name or an impossible value.
@@ -99,15 +111,15 @@ def parse_settings(assignments: list[str]) -> TrialConfig:
     for assignment in assignments:
         name, equals, value = assignment.partition("=")
         if not equals:
-            raise ValueError(f"--set {assignment!r}: expected NAME=VALUE, e.g. epochs=3")
+            raise ValueError(f"{option} {assignment!r}: expected NAME=VALUE")
         try:
             values[name] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise ValueError(f"--set {assignment!r}: {value!r} is not YAML") from error
+            raise ValueError(f"{option} {assignment!r}: {value!r} is not YAML") from error
     try:
-        return TrialConfig.model_validate(nested(values))
+        return kind.model_validate(nested(values))
     except ValidationError as error:
-        raise ValueError(f"--set: {explain(error)}") from error
+        raise ValueError(f"{option}: {explain(error)}") from error
 
 
 def _check_capacity(resources: Resources, cluster: Mapping[str, float]) -> None:

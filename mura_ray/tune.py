@@ -3,14 +3,13 @@
 import argparse
 from pathlib import Path
 
-import ray
 import yaml
 
 from mura_ray import cli, convert, store
 from mura_ray.config import Locations
 from mura_ray.data.manifest import read_manifest
 from mura_ray.distributed.naming import check_name
-from mura_ray.distributed.session import ray_session
+from mura_ray.distributed.session import cluster_capacity, ray_session
 from mura_ray.distributed.space import Space, read_space, trial_config
 from mura_ray.distributed.sweep import Plan, Sweep, describe_sweep, plan_sweep, run_sweep
 from mura_ray.model.ensemble import read_description
@@ -52,7 +51,7 @@ def _tune(arguments: argparse.Namespace) -> None:
         _convert_once(data, arguments)
         name = check_name(arguments.name or f"{Path(arguments.space).stem}-{read_manifest(data).id[:8]}")
         sweep = describe_sweep(name, space, data)
-        plan = plan_sweep(sweep, ray.cluster_resources())
+        plan = plan_sweep(sweep, cluster_capacity())
         _print_plan(sweep, plan)
         if arguments.dry_run:
             return

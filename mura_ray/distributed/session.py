@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import ray
+from ray._private.state import state
 
 API_SERVER = "RAY_API_SERVER_ADDRESS"
 
@@ -47,6 +48,16 @@ def ray_session(*, worker_logs: bool = True) -> Iterator[None]:
     finally:
         ray.shutdown()
         os.environ.pop(API_SERVER, None)
+
+
+def cluster_capacity() -> dict[str, float]:
+    """Resources by name that the cluster has, or that its autoscaler may bring it to.
+
+    A cluster that has been idle has given its nodes back: what it has at the moment says nothing of what it can do.
+    """
+    most = state.get_max_resources_from_cluster_config() or {}  # Ray has no public way to ask
+    now = ray.cluster_resources()
+    return {name: max(float(most.get(name, 0)), float(now.get(name, 0))) for name in {*most, *now}}
 
 
 def _join(settings: dict[str, Any]) -> bool:

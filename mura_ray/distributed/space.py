@@ -14,6 +14,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from mura_ray.config import ENSEMBLE_SIZE, Settings, TrialConfig, explain, nested
+from mura_ray.distributed.recovery import Recovery
 
 NEVER_SEARCHED = ("image_size", "initial_weights", "epochs")
 """One data set, one starting point and one budget for all trials of a search, or their losses would not compare."""
@@ -69,8 +70,10 @@ class Space(Settings):
     asha: Asha = Asha()
     seed: int = Field(default=0, ge=0, lt=2**31)
     workers_per_trial: int = Field(default=1, ge=1)
+    min_workers_per_trial: int | None = Field(default=None, ge=1, description="fewer while nodes are missing")
     cpus_per_worker: int = Field(default=1, ge=1)
     gpus_per_worker: float | None = Field(default=None, ge=0, description="default: one where the cluster has GPUs")
+    recovery: Recovery = Recovery()
     fixed: dict[str, Any] = Field(default_factory=dict)
     search: dict[str, Distribution] = Field(min_length=1)
 
@@ -78,6 +81,11 @@ class Space(Settings):
     def _fits_trial_config(self) -> "Space":
         if self.num_trials < self.ensemble_size:
             raise ValueError(f"num_trials is {self.num_trials}, an ensemble of {self.ensemble_size} needs as many")
+        if self.min_workers_per_trial and self.min_workers_per_trial > self.workers_per_trial:
+            raise ValueError(
+                f"min_workers_per_trial is {self.min_workers_per_trial}, more than workers_per_trial, "
+                f"{self.workers_per_trial}"
+            )
         for name in NEVER_SEARCHED:
             if name in self.search:
                 raise ValueError(f"search: {name} cannot be searched; set it under fixed")

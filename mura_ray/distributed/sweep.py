@@ -22,11 +22,14 @@ from mura_ray.config import Settings
 from mura_ray.data.manifest import manifest_sha256, read_manifest
 from mura_ray.distributed.naming import RUN_FILE, SWEEP_FILE, check_claim, claim
 from mura_ray.distributed.space import Space, param_space, scheduler, searcher, trial_config
-from mura_ray.distributed.tracking import EpochLog, TrialTable, read_epochs
+from mura_ray.distributed.tracking import EpochLog, TrialTable, is_epoch, read_epochs
 from mura_ray.distributed.worker import Resources, checkpoint_uri, run_spec, torch_trainer
 from mura_ray.model.densenet import prepare_initial_weights
 from mura_ray.model.ensemble import MemberSource, write_ensemble
 from mura_ray.training.selection import Candidate, choose_members
+
+DRIVER = "driver"
+"""Resource of the nodes for trials' own processes: on demand, where the workers' are spot (cluster/gpu.yaml)."""
 
 
 class Sweep(Settings):
@@ -43,12 +46,13 @@ class Plan(Settings):
 
     resources: Resources
     max_concurrent_trials: int
+    on_driver_node: bool
     steps_per_epoch: int
     total_steps: int
 
 
 def plan_sweep(sweep: Sweep, cluster: Mapping[str, float]) -> Plan:
-    """Fits a search to the resources of a cluster (`ray.cluster_resources()`).
+    """Fits a search to the resources of a cluster (`cluster_capacity()`).
 
     Tune does not see the workers that Ray Train starts inside a trial, so the number of trials at once is computed
     here; with more, trials would hold some of their workers and wait for each other's.
@@ -58,7 +62,12 @@ def plan_sweep(sweep: Sweep, cluster: Mapping[str, float]) -> Plan:
     """
     space = sweep.space
     gpus = space.gpus_per_worker if space.gpus_per_worker is not None else float(cluster.get("GPU", 0) >= 1)
-    resources = Resources(workers=space.workers_per_trial, cpus_per_worker=space.cpus_per_worker, gpus_per_worker=gpus)
+    resources = Resources(
+        workers=space.workers_per_trial,
+        min_workers=space.min_workers_per_trial,
+        cpus_per_worker=space.cpus_per_worker,
+        gpus_per_worker=gpus,
+    )
     needed = {"CPU": resources.workers * resources.cpus_per_worker, "GPU": resources.workers * gpus}
     fits = min(math.floor(cluster.get(kind, 0) / amount) for kind, amount in needed.items() if amount)
     if fits < 1:
@@ -73,6 +82,7 @@ def plan_sweep(sweep: Sweep, cluster: Mapping[str, float]) -> Plan:
     return Plan(
         resources=resources,
         max_concurrent_trials=min(fits, space.num_trials),
+        on_driver_node=cluster.get(DRIVER, 0) >= 1,
         steps_per_epoch=steps,
         total_steps=steps * configs[0].epochs * space.num_trials,
     )
@@ -146,16 +156,31 @@ def run_trial(sampled: dict[str, Any], *, sweep: Sweep, plan: Plan, home: str, i
     """
     trial = ray.tune.get_context().get_trial_id()
     assert trial is not None
-    spec = run_spec(trial, trial_config(sweep.space, sampled), sweep.data, initial_weights, plan.resources)
+    config = trial_config(sweep.space, sampled)
+    spec = run_spec(trial, config, sweep.data, initial_weights, plan.resources, sweep.space.recovery)
     folder = store.join(home, "training", trial)
     claim(folder, RUN_FILE, spec)
-    epochs_done = max((metrics["epoch"] for _, metrics in kept_checkpoints(folder)), default=0)
+    epochs_done = max((epochs_in(metrics) for _, metrics in kept_checkpoints(folder)), default=0)
     for metrics in read_epochs(folder):
         # A trial that continues: Tune forgot what it reported, and takes a trial without any report for a failed one.
         if metrics["epoch"] <= epochs_done:
             ray.tune.report(metrics)
-    callbacks = [EpochLog(folder, spec.config.epochs), TuneReportCallback()]
+    callbacks = [EpochLog(folder, spec.config.epochs), EpochReports()]
     torch_trainer(spec, store.join(home, "training"), callbacks).fit()
+
+
+class EpochReports(TuneReportCallback):
+    """Tells Tune of whole epochs only: it takes a report without a validation loss for an error."""
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """All workers reported."""
+        if is_epoch(metrics[0]):
+            super().after_report(run_context, metrics, checkpoint)
+
+
+def epochs_in(metrics: dict[str, Any]) -> int:
+    """Whole epochs of training in a checkpoint that was reported with these metrics."""
+    return metrics["epoch"] if is_epoch(metrics) else metrics["epoch"] - 1
 
 
 def eligible_candidates(results: ray.tune.ResultGrid, home: str) -> list[Candidate]:
@@ -163,7 +188,8 @@ def eligible_candidates(results: ray.tune.ResultGrid, home: str) -> list[Candida
     candidates = []
     for result in results:
         trial = _trial_id(result)
-        if result.error is None and (kept := kept_checkpoints(store.join(home, "training", trial))):
+        kept = [pair for pair in kept_checkpoints(store.join(home, "training", trial)) if is_epoch(pair[1])]
+        if result.error is None and kept:
             checkpoint, metrics = min(kept, key=lambda pair: pair[1]["val_loss"])
             uri = checkpoint_uri(checkpoint, home)
             candidates.append(Candidate(trial, metrics["epoch"], metrics["val_loss"], uri))
@@ -197,8 +223,8 @@ def _tuner(sweep: Sweep, plan: Plan, runs: str, initial_weights: str | None) -> 
     trainable = ray.tune.with_resources(
         ray.tune.with_parameters(run_trial, sweep=sweep, plan=plan, home=home, initial_weights=initial_weights),
         # The trial's own process only waits for its workers, which bring their own placement group; Tune refuses to ask
-        # for nothing, so it asks for a byte.
-        {"memory": 1},
+        # for nothing, so it asks for a byte; and for a node that nobody takes away, where the cluster has marked one.
+        {"memory": 1, DRIVER: 1} if plan.on_driver_node else {"memory": 1},
     )
     if ray.tune.Tuner.can_restore(home):
         return ray.tune.Tuner.restore(home, trainable, resume_unfinished=True, resume_errored=True)

@@ -15,8 +15,13 @@ from rich.table import Table
 from tensorboardX import SummaryWriter
 
 from mura_ray import store
+from mura_ray.config import TrialConfig
+from mura_ray.data.cache import Progress as CopyProgress
+from mura_ray.data.loader import Batch
+from mura_ray.training.loop import OnBatch
 
 EPOCHS_FILE = "epochs.jsonl"
+PROGRESS_EVERY_S = 15.0
 STATUS_STYLES = {"RUNNING": "cyan", "TERMINATED": "green", "ERROR": "red"}
 
 
@@ -131,9 +136,13 @@ class EpochLog(ray.train.UserCallback):
         self._writer: SummaryWriter | None = None
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """All workers reported an epoch; rank 0's metrics are for all of them."""
+        """All workers reported; rank 0's metrics are for all of them. A checkpoint inside an epoch is no row."""
         values = metrics[0]
-        rows = [*read_epochs(self._folder), values]
+        if not is_epoch(values):
+            print(f"checkpoint inside epoch {values['epoch']}, after batch {values['batches_done']}", flush=True)
+            return
+        # An epoch is trained again where the run's end came between its checkpoint and this row.
+        rows = [row for row in read_epochs(self._folder) if row["epoch"] < values["epoch"]] + [values]
         content = "".join(f"{json.dumps(row)}\n" for row in rows)
         store.write_bytes(store.join(self._folder, EPOCHS_FILE), content.encode())
         self._write_scalars(rows)
@@ -167,6 +176,11 @@ def _add_scalars(writer: SummaryWriter, row: dict[str, Any]) -> None:
         writer.add_scalar(name, value, row["epoch"])
 
 
+def is_epoch(metrics: dict[str, Any]) -> bool:
+    """Whether what a run reported is a whole epoch, and not a place inside one."""
+    return metrics["batches_done"] == 0
+
+
 def read_epochs(folder: str) -> list[dict[str, Any]]:
     """What a run's `EpochLog` wrote, a row an epoch; nothing where it wrote nothing yet."""
     uri = store.join(folder, EPOCHS_FILE)
@@ -177,3 +191,53 @@ def _short(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def copy_printer(trial: str, split: str) -> CopyProgress:
+    """Says how far the local copy of a split is, every quarter of a minute and at its end."""
+    started = last = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done < total and now - last < PROGRESS_EVERY_S:
+            return
+        last = now
+        speed = done / max(now - started, 1e-3)
+        print(
+            f"{trial}: local copy of {split}: {done / 1e9:.2f} of {total / 1e9:.2f} GB at {speed / 1e6:.0f} MB/s, "
+            f"{(total - done) / speed:.0f} s left",
+            flush=True,
+        )
+
+    return progress
+
+
+def step_printer(trial: str, config: TrialConfig, epoch: int, num_batches: int, start: int) -> OnBatch:
+    """Says where an epoch stands, every quarter of a minute, with the rate and the time left in the run.
+
+    Args:
+        trial: whose epoch it is.
+        config: its settings.
+        epoch: number of the epoch.
+        num_batches: of an epoch.
+        start: the first of them that is trained now.
+    """
+    started = last = time.monotonic()
+
+    def on_batch(batch: Batch) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last < PROGRESS_EVERY_S:
+            return
+        last = now
+        done = batch.index + 1
+        batches_per_s = (done - start) / (now - started)
+        left = num_batches * (config.epochs - epoch + 1) - done
+        print(
+            f"{trial}: epoch {epoch}/{config.epochs}, batch {done}/{num_batches}, "
+            f"{batches_per_s * config.batch_size:.1f} images/s, at most {left / batches_per_s:.0f} s left",
+            flush=True,
+        )
+
+    return on_batch

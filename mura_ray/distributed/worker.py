@@ -1,5 +1,6 @@
 """One training run under Ray Train: `train_worker` runs on every worker, `torch_trainer` starts them."""
 
+import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -11,24 +12,29 @@ import ray.train
 import ray.train.torch
 import torch
 from pydantic import Field
+from ray.train import CheckpointUploadMode
 
 from mura_ray import s3, store
 from mura_ray.config import Settings, TrialConfig
-from mura_ray.data.cache import Progress, local_split
-from mura_ray.data.loader import SplitLoader
+from mura_ray.data.cache import local_split
+from mura_ray.data.loader import Batch, SplitLoader
 from mura_ray.data.manifest import manifest_sha256, read_manifest
+from mura_ray.distributed.recovery import STANDS_STILL_FOR_S, CheckpointClock, Recovery, log_samples
+from mura_ray.distributed.tracking import copy_printer, step_printer
 from mura_ray.domain import weights_matrix
 from mura_ray.model.checkpoint import CheckpointMeta, load_network, load_state, save_checkpoint
 from mura_ray.model.densenet import build_network
 from mura_ray.training import loop
 
-PROGRESS_EVERY_S = 15.0
-
 
 class Resources(Settings):
-    """What each run takes of the cluster: its workers, and the CPUs and GPUs of each."""
+    """What each run takes of the cluster: its workers, and the CPUs and GPUs of each.
+
+    With `min_workers` a run is elastic: it goes on with as few while nodes are missing.
+    """
 
     workers: int = Field(default=1, ge=1)
+    min_workers: int | None = Field(default=None, ge=1)
     cpus_per_worker: int = Field(default=1, ge=1)
     gpus_per_worker: float = Field(default=0.0, ge=0)
 
@@ -43,9 +49,17 @@ class RunSpec(Settings):
     data_manifest_sha256: str
     initial_weights: str | None
     resources: Resources
+    recovery: Recovery = Recovery()
 
 
-def run_spec(trial: str, config: TrialConfig, data: str, initial_weights: str | None, resources: Resources) -> RunSpec:
+def run_spec(
+    trial: str,
+    config: TrialConfig,
+    data: str,
+    initial_weights: str | None,
+    resources: Resources,
+    recovery: Recovery | None = None,
+) -> RunSpec:
     """Describes a run on a converted data set, checked against it before anything starts.
 
     Args:
@@ -54,6 +68,7 @@ def run_spec(trial: str, config: TrialConfig, data: str, initial_weights: str | 
         data: URI of the data set.
         initial_weights: URI of prepared weights (`model.densenet.prepare_initial_weights`), or None for random ones.
         resources: what it takes of the cluster.
+        recovery: how it comes through faults.
 
     Raises:
         ValueError: settings that do not fit the data set, or more workers than images in a batch.
@@ -82,6 +97,7 @@ def run_spec(trial: str, config: TrialConfig, data: str, initial_weights: str | 
         data_manifest_sha256=manifest_sha256(data),
         initial_weights=initial_weights,
         resources=resources,
+        recovery=recovery or Recovery(),
     )
 
 
@@ -100,13 +116,19 @@ def torch_trainer(
         train_worker,
         train_loop_config=spec.model_dump(mode="json"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.workers, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=per_worker
+            num_workers=(resources.min_workers, resources.workers) if resources.min_workers else resources.workers,
+            elastic_resize_monitor_interval_s=spec.recovery.resize_every_s,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker=per_worker,
         ),
         run_config=ray.train.RunConfig(
             name=spec.trial,
             storage_path=storage,
             callbacks=list(callbacks),
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # one line a report and worker is too much
+            failure_config=ray.train.FailureConfig(
+                max_failures=spec.recovery.max_failures, max_preemption_failures=spec.recovery.max_preemptions
+            ),
             checkpoint_config=ray.train.CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute="val_loss", checkpoint_score_order="min"
             ),
@@ -128,7 +150,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     spec = RunSpec.model_validate(settings)
     with ExitStack() as copies:
         paths = {
-            split: copies.enter_context(local_split(spec.data, split, progress=_copy_printer(spec, split)))
+            split: copies.enter_context(local_split(spec.data, split, progress=copy_printer(spec.trial, split)))
             for split in ("train", "valid")
         }
         run = _prepare(spec, paths)
@@ -143,11 +165,12 @@ def _train_epoch(spec: RunSpec, run: loop.Run) -> dict[str, Any]:
     epoch = run.progress.epochs_done + 1
     learning_rate = run.optimiser.param_groups[0]["lr"]
     started = time.monotonic()
-    train_loss = loop.train_epoch(run, epoch, _progress_printer(spec, epoch))
+    train_loss = loop.train_epoch(run, epoch, _step_hook(spec, run, epoch))
     val_loss = loop.validate(run)
     loop.finish_epoch(run, epoch, val_loss)
     return {
         "epoch": epoch,
+        "batches_done": 0,
         "val_loss": val_loss,
         "train_loss": train_loss,
         "learning_rate": learning_rate,
@@ -184,67 +207,55 @@ def _prepare(spec: RunSpec, paths: Mapping[str, Path]) -> loop.Run:
     if checkpoint is not None:
         with checkpoint.as_directory() as directory:
             loop.restore_run(run, load_network(Path(directory)).state_dict(), load_state(Path(directory)))
-        print(f"{spec.trial} continues after epoch {run.progress.epochs_done}", flush=True)
+        place = f"after epoch {run.progress.epochs_done}, batch {run.progress.batches_done} of the next"
+        print(f"{spec.trial} continues {place}", flush=True)
     return run
 
 
-def _report(spec: RunSpec, run: loop.Run, metrics: dict[str, Any]) -> None:
-    """Reports an epoch on every worker; rank 0 brings the checkpoint."""
-    with tempfile.TemporaryDirectory() as directory:
-        checkpoint = None
-        if ray.train.get_context().get_world_rank() == 0:
-            meta = CheckpointMeta(
-                trial=spec.trial,
-                epoch=metrics["epoch"],
-                val_loss=metrics["val_loss"],
-                image_size=spec.config.image_size,
-                config=spec.config,
-                data_id=spec.data_id,
-                data_manifest_sha256=spec.data_manifest_sha256,
-            )
-            save_checkpoint(Path(directory), run.network, meta, loop.run_state(run))
-            checkpoint = ray.train.Checkpoint.from_directory(directory)
-        ray.train.report(metrics, checkpoint=checkpoint)
+def _step_hook(spec: RunSpec, run: loop.Run, epoch: int) -> loop.OnBatch:
+    """What happens after each step: a note where the epoch stands, and now and then a checkpoint."""
+    clock = CheckpointClock(spec.recovery, run.device)
+    is_first = ray.train.get_context().get_world_rank() == 0
+    num_batches = run.train.num_batches
+    tell = step_printer(spec.trial, spec.config, epoch, num_batches, run.progress.batches_done) if is_first else None
 
-
-def _copy_printer(spec: RunSpec, split: str) -> Progress:
-    """Says how far the local copy of a split is, every quarter of a minute and at its end."""
-    started = last = time.monotonic()
-
-    def progress(done: int, total: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if done < total and now - last < PROGRESS_EVERY_S:
+    def after_step(batch: Batch) -> None:
+        log_samples(spec.trial, epoch, batch)
+        if tell is not None:
+            tell(batch)
+        due = clock.due()
+        if due == "later" or run.progress.batches_done == num_batches:  # the epoch's own checkpoint comes at its end
             return
-        last = now
-        speed = done / max(now - started, 1e-3)
-        print(
-            f"{spec.trial}: local copy of {split}: {done / 1e9:.2f} of {total / 1e9:.2f} GB at {speed / 1e6:.0f} MB/s, "
-            f"{(total - done) / speed:.0f} s left",
-            flush=True,
+        loop.gather_loss(run)
+        metrics = {"epoch": epoch, "batches_done": run.progress.batches_done, "val_loss": math.nan}
+        _report(spec, run, metrics, wait=due != "now")
+        if due == "last":
+            print(f"{spec.trial} waits: a node is about to be taken away", flush=True)
+            time.sleep(STANDS_STILL_FOR_S)
+
+    return after_step
+
+
+def _report(spec: RunSpec, run: loop.Run, metrics: dict[str, Any], *, wait: bool = True) -> None:
+    """Reports on every worker; rank 0 brings the checkpoint, whose upload is waited for or goes on beside the steps."""
+    checkpoint = None
+    if ray.train.get_context().get_world_rank() == 0:
+        directory = tempfile.mkdtemp(prefix="mura-checkpoint-")  # removed by Ray, after the upload
+        meta = CheckpointMeta(
+            trial=spec.trial,
+            epoch=metrics["epoch"],
+            batches_done=metrics["batches_done"],
+            val_loss=None if math.isnan(metrics["val_loss"]) else metrics["val_loss"],
+            image_size=spec.config.image_size,
+            config=spec.config,
+            data_id=spec.data_id,
+            data_manifest_sha256=spec.data_manifest_sha256,
         )
-
-    return progress
-
-
-def _progress_printer(spec: RunSpec, epoch: int) -> loop.OnBatch | None:
-    """Rank 0 says where the epoch stands, every quarter of a minute, with the rate and the time left in the run."""
-    if ray.train.get_context().get_world_rank() != 0:
-        return None
-    started = last = time.monotonic()
-
-    def on_batch(done: int, num_batches: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last < PROGRESS_EVERY_S:
-            return
-        last = now
-        batches_per_s = done / (now - started)
-        left = num_batches * (spec.config.epochs - epoch + 1) - done
-        print(
-            f"{spec.trial}: epoch {epoch}/{spec.config.epochs}, batch {done}/{num_batches}, "
-            f"{batches_per_s * spec.config.batch_size:.1f} images/s, at most {left / batches_per_s:.0f} s left",
-            flush=True,
-        )
-
-    return on_batch
+        save_checkpoint(Path(directory), run.network, meta, loop.run_state(run))
+        checkpoint = ray.train.Checkpoint.from_directory(directory)
+    ray.train.report(
+        metrics,
+        checkpoint=checkpoint,
+        checkpoint_upload_mode=CheckpointUploadMode.SYNC if wait else CheckpointUploadMode.ASYNC,
+        delete_local_checkpoint_after_upload=True,
+    )

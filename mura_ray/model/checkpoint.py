@@ -19,13 +19,17 @@ MODEL, META, STATE = "model.safetensors", "meta.json", "state.pt"
 
 
 class CheckpointMeta(Settings):
-    """`meta.json`: which network the weights are of, and which run, epoch and data set they come from."""
+    """`meta.json`: which network the weights are of, and which run, epoch and data set they come from.
+
+    Inside an epoch, after `batches_done` of its batches, there is no validation loss.
+    """
 
     format_version: int = FORMAT_VERSION
     architecture: Literal["densenet169"] = "densenet169"
     trial: str
     epoch: int
-    val_loss: float
+    batches_done: int = 0
+    val_loss: float | None
     image_size: int
     config: TrialConfig
     data_id: str

@@ -6,7 +6,7 @@ nothing but speed and the statistics of BatchNorm.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -17,19 +17,27 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mura_ray.config import TrialConfig
 from mura_ray.data.augment import augment, to_unit
-from mura_ray.data.loader import SplitLoader
+from mura_ray.data.loader import Batch, SplitLoader
 from mura_ray.model.densenet import AbnormalityNet
 from mura_ray.model.loss import weighted_bce_sum
 
-OnBatch = Callable[[int, int], None]
-"""Called after each global batch with the number of batches done and the number in the epoch."""
+OnBatch = Callable[[Batch], None]
+"""Called after the step of each global batch with this worker's part of it."""
+
+CHECK_EVERY = {"cpu": 1, "cuda": 32}
+"""Steps between looks at the losses: on a GPU each look waits for all the work that was queued."""
 
 
 @dataclass
 class Progress:
-    """What is known of a run between epochs. Epochs count from 1; `epochs_done` of them are complete."""
+    """Where a run is. Epochs count from 1; `epochs_done` of them are complete, and `batches_done` of the next.
+
+    `loss_sum` is the training loss over the images of these batches, as far as `gather_loss` has gathered it.
+    """
 
     epochs_done: int = 0
+    batches_done: int = 0
+    loss_sum: float = 0.0
     best_val_loss: float = math.inf
     best_epoch: int = 0
     epochs_without_improvement: int = 0
@@ -40,7 +48,8 @@ class Run:
     """What one worker holds for the life of a run.
 
     `network` is the bare network, `model` the same inside DistributedDataParallel where there are several workers.
-    `class_weights` is float32 [7, 2], indexed [study type, label], on the device.
+    `class_weights` is float32 [7, 2], indexed [study type, label], on the device. `loss_sum` is float64 [], what this
+    worker adds to the progress's.
     """
 
     config: TrialConfig
@@ -53,6 +62,7 @@ class Run:
     optimiser: torch.optim.Optimizer
     schedule: torch.optim.lr_scheduler.ReduceLROnPlateau
     progress: Progress
+    loss_sum: torch.Tensor
 
 
 def num_workers() -> int:
@@ -88,25 +98,28 @@ def prepare_run(
         optimiser, mode="min", factor=config.lr_factor, patience=config.lr_patience
     )
     class_weights = class_weights.to(device)
-    return Run(config, train, valid, class_weights, device, network, model, optimiser, schedule, Progress())
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    return Run(config, train, valid, class_weights, device, network, model, optimiser, schedule, Progress(), loss_sum)
 
 
 def train_epoch(run: Run, epoch: int, on_batch: OnBatch | None = None) -> float:
-    """Trains for one epoch and returns the mean training loss per image, over all workers.
+    """Trains an epoch to its end, from the batch that the run's progress names.
 
     Args:
         run: this worker's run.
         epoch: counts from 1; with the seed it decides the order of the images and their augmentation.
         on_batch: called after each global batch.
 
+    Returns:
+        The mean training loss per image, over all workers and all batches of the epoch.
+
     Raises:
-        ValueError: the loss is not finite.
+        ValueError: a loss is not finite.
     """
     run.model.train()
     weights = run.class_weights if run.config.weighted_loss else torch.ones_like(run.class_weights)
-    total = torch.zeros((), dtype=torch.float64, device=run.device)
-    num_images = 0
-    for batch in run.train.epoch(epoch):
+    recent: list[tuple[Batch, torch.Tensor]] = []
+    for batch in run.train.epoch(epoch, start=run.progress.batches_done):
         images = augment(
             batch.images.to(run.device, non_blocking=True),
             batch.sample_ids,
@@ -121,17 +134,42 @@ def train_epoch(run: Run, epoch: int, on_batch: OnBatch | None = None) -> float:
         # DDP averages the workers' gradients; this makes that average the gradient of the mean over the global batch.
         (loss * (num_workers() / batch.global_size)).backward()
         run.optimiser.step()
-        total += loss.detach()
-        num_images += batch.global_size
+        run.loss_sum += loss.detach()
+        run.progress.batches_done = batch.index + 1
+        recent.append((batch, loss.detach()))
+        if len(recent) >= CHECK_EVERY[run.device.type]:
+            _check_finite(run, epoch, recent)
+            recent.clear()
         if on_batch is not None:
-            on_batch(batch.index + 1, run.train.num_batches)
-    train_loss = _sum_over_workers(total) / num_images
-    if not math.isfinite(train_loss):
-        raise ValueError(
-            f"the training loss became {train_loss} in epoch {epoch} with {run.config}; "
-            "a smaller learning_rate, or precision: fp32, is the usual remedy"
-        )
-    return train_loss
+            on_batch(batch)
+    _check_finite(run, epoch, recent)
+    gather_loss(run)
+    return run.progress.loss_sum / (run.train.num_batches * run.config.batch_size)
+
+
+def gather_loss(run: Run) -> None:
+    """Adds the workers' losses since the last time to the progress. All of them call it at the same batch.
+
+    Raises:
+        ValueError: the sum is not finite.
+    """
+    run.progress.loss_sum += _sum_over_workers(run.loss_sum)
+    run.loss_sum.zero_()
+    if not math.isfinite(run.progress.loss_sum):
+        raise ValueError(f"the training loss became {run.progress.loss_sum} with {run.config}; {_FINITE_REMEDY}")
+
+
+_FINITE_REMEDY = "a smaller learning_rate, or precision: fp32, is the usual remedy"
+
+
+def _check_finite(run: Run, epoch: int, recent: Sequence[tuple[Batch, torch.Tensor]]) -> None:
+    losses = torch.stack([loss for _, loss in recent]).tolist() if recent else []
+    for (batch, _), loss in zip(recent, losses, strict=True):
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the training loss became {loss} at batch {batch.index} of epoch {epoch}, sample ids "
+                f"{batch.sample_ids.tolist()}, with {run.config}; {_FINITE_REMEDY}"
+            )
 
 
 @torch.no_grad()
@@ -156,7 +194,7 @@ def finish_epoch(run: Run, epoch: int, val_loss: float) -> None:
     """Takes note of an epoch's validation loss: learning-rate schedule, best epoch, early stopping."""
     run.schedule.step(val_loss)
     progress = run.progress
-    progress.epochs_done = epoch
+    progress.epochs_done, progress.batches_done, progress.loss_sum = epoch, 0, 0.0
     if val_loss < progress.best_val_loss:
         progress.best_val_loss, progress.best_epoch, progress.epochs_without_improvement = val_loss, epoch, 0
     else:
@@ -171,7 +209,10 @@ def is_complete(run: Run) -> bool:
 
 
 def run_state(run: Run) -> dict[str, Any]:
-    """Everything besides the network that continuing between epochs needs: tensors, numbers and containers only."""
+    """Everything besides the network that continuing needs: tensors, numbers and containers only.
+
+    Inside an epoch `gather_loss` comes first.
+    """
     return {
         "optimiser": run.optimiser.state_dict(),
         "schedule": run.schedule.state_dict(),

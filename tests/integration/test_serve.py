@@ -50,7 +50,7 @@ def write_random_ensemble(root):
         )
         checkpoint = root / "checkpoints" / meta.trial
         save_checkpoint(checkpoint, AbnormalityNet(), meta, None)
-        members.append(MemberSource(meta.trial, meta.epoch, meta.val_loss, config, str(checkpoint)))
+        members.append(MemberSource(meta.trial, meta.epoch, 0.5 + place / 10, config, str(checkpoint)))
     folder = root / "runs" / "demo" / "ensemble"
     write_ensemble(str(folder), members, data_id="0" * 16, data_manifest_sha256="0" * 64)
     shutil.rmtree(root / "checkpoints")

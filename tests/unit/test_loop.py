@@ -68,7 +68,10 @@ def make_run(config: TrialConfig = CONFIG, rank: int = 0, world_size: int = 1, n
 
 
 def train_two_epochs(run: loop.Run) -> dict[str, Any]:
-    losses = [(loop.train_epoch(run, epoch), loop.validate(run)) for epoch in (1, 2)]
+    losses = []
+    for epoch in (1, 2):
+        losses.append((loop.train_epoch(run, epoch), loop.validate(run)))
+        loop.finish_epoch(run, epoch, losses[-1][1])
     return {"losses": losses, "weight": run.network.layer.weight.detach().clone()}  # pyright: ignore
 
 
@@ -129,6 +132,36 @@ def test_a_restored_run_continues_as_if_it_had_not_stopped() -> None:
     assert loop.is_complete(second)
 
 
+class Stop(Exception):  # noqa: N818 - ends a run as a fault would
+    pass
+
+
+@pytest.mark.parametrize("batches_done", [1, 2, 3])
+def test_a_run_restored_inside_an_epoch_continues_with_the_very_next_batch(batches_done: int) -> None:
+    whole, first = make_run(), make_run()
+    whole_losses = [loop.train_epoch(whole, 1)]
+    loop.finish_epoch(whole, 1, loop.validate(whole))
+    whole_losses.append(loop.train_epoch(whole, 2))
+
+    loop.train_epoch(first, 1)
+    loop.finish_epoch(first, 1, loop.validate(first))
+
+    def stop(batch: Batch) -> None:
+        if batch.index + 1 == batches_done:
+            loop.gather_loss(first)
+            raise Stop
+
+    with pytest.raises(Stop):
+        loop.train_epoch(first, 2, stop)
+    second, seen = make_run(), []
+    loop.restore_run(second, first.network.state_dict(), loop.run_state(first))
+    loss = loop.train_epoch(second, 2, lambda batch: seen.append(batch.index))
+    assert seen == list(range(batches_done, 3))
+    assert loss == whole_losses[1]
+    for name, tensor in whole.network.state_dict().items():
+        assert torch.equal(second.network.state_dict()[name], tensor), name
+
+
 def test_the_learning_rate_falls_by_ten_when_the_validation_loss_does_not_improve() -> None:
     run = make_run(CONFIG.model_copy(update={"epochs": 10}))
     rates = []
@@ -152,5 +185,7 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
     run = make_run()
     with torch.no_grad():
         next(run.network.parameters()).fill_(float("inf"))
-    with pytest.raises(ValueError, match=r"training loss became .* in epoch 1"):
+    with pytest.raises(
+        ValueError, match=r"training loss became .* at batch 0 of epoch 1, sample ids \[0, 1, 2, .*\], with"
+    ):
         loop.train_epoch(run, 1)
