@@ -9,9 +9,7 @@ included, each with its share of what they share (PSS), sampled ten times a seco
 
 import argparse
 import hashlib
-import json
 import os
-import platform
 import random
 import shutil
 import signal
@@ -24,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.harness import machine, write_json
 from mura_ray.data import phantom
 
 VIEWS_PER_STUDY = 2.55
@@ -60,7 +59,7 @@ class Memory:
 
 def main() -> int:
     """Parses, measures, reports; 1 where the interrupted conversion came out different."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.convert", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.convert", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=int, default=4000, help="about so many (default: %(default)s)")
     parser.add_argument("--interruptions", type=int, default=5, help="(default: %(default)s)")
     parser.add_argument(
@@ -81,7 +80,7 @@ def main() -> int:
     kills = _convert_interrupted(source, cut, arguments.interruptions, seconds)
     same = _digest(plain) == _digest(cut)
     figures = {
-        "machine": f"{os.cpu_count()} cores, {_cpu_model()}, Python {platform.python_version()}",
+        "machine": machine(("ray", "ffcv", "numpy", "opencv-python-headless")),
         "images": num_images,
         "source_gb": sum(path.stat().st_size for path in source.rglob("*.png")) / 1e9,
         "seconds": seconds,
@@ -94,7 +93,7 @@ def main() -> int:
     for name, value in figures.items():
         print(f"{name:30} {value:,.2f}" if isinstance(value, float) else f"{name:30} {value}")
     if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+        write_json(arguments.json, figures)
     shutil.rmtree(arguments.out)
     return 0 if same else 1
 
@@ -163,11 +162,6 @@ def _processes(session: int) -> Iterator[tuple[str, int]]:
 def _digest(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def _cpu_model() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

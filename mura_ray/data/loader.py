@@ -6,9 +6,11 @@ epoch, on another number of workers too. Every trap of FFCV ends in this module.
 
 import contextlib
 import queue
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -100,6 +102,7 @@ class SplitLoader:
         self._shuffle, self._seed = shuffle, seed
         part = worker_slice(batch_size, rank, world_size)
         self._loader = _open(path, part.stop - part.start)
+        self._memory = _Memory(self._loader)
         self._reading: _Reading | None = None
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
@@ -114,7 +117,7 @@ class SplitLoader:
         batches = [order[index * size : (index + 1) * size] for index in range(self.num_batches)][start:]
         parts = [batch[worker_slice(len(batch), self._rank, self._world_size)] for batch in batches]
         self.close()
-        reading = self._reading = _Reading(self._loader, np.concatenate([order[:0], *parts]))
+        reading = self._reading = _Reading(self._loader, np.concatenate([order[:0], *parts]), self._memory)
         try:
             for index, (batch, part) in enumerate(zip(batches, parts, strict=True), start):
                 if self._reading is not reading:
@@ -158,11 +161,42 @@ def _open(path: Path, num_images: int) -> Loader:
         torch.set_num_threads(num_torch_threads)  # it sets its own
 
 
+class _Memory:
+    """Memory for batches, used again once nobody refers to the batch that was in it.
+
+    FFCV's own ring of buffers would have every batch copied out of it, which costs more than reading it.
+    """
+
+    _MOST = 8  # more are made where a user keeps batches, but not remembered
+    _UNUSED = 3  # references to an array: the allocation, the loop's name and the call that counts
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+        self._all: list[dict[str, Any]] = []
+
+    def unused(self) -> dict[str, Any]:
+        """What FFCV calls the memory allocations of its pipelines, for one batch."""
+        for allocations in self._all:
+            arrays = allocations["operation"].values()
+            if all(array is None or sys.getrefcount(array) <= self._UNUSED for array in arrays):
+                return allocations
+        found = self._loader.graph.allocate_memory(self._loader.batch_size, 1)
+        # Plain memory, where FFCV pins it: a copy of pinned memory to a GPU may still run when the batch is let go.
+        made = {
+            kind: {node: None if array is None else np.empty_like(array) for node, array in arrays.items()}
+            for kind, arrays in found.items()
+        }
+        if len(self._all) < self._MOST:
+            self._all.append(made)
+        return made
+
+
 class _Reading(EpochIterator):
     """FFCV's thread that reads given samples in batches, changed so that it neither hangs its user nor outlives it."""
 
-    def __init__(self, loader: Loader, order: np.ndarray) -> None:
+    def __init__(self, loader: Loader, order: np.ndarray, memory: _Memory) -> None:
         self._num_torch_threads = torch.get_num_threads()
+        self._memory = memory
         self._error: Exception | None = None
         super().__init__(loader, order)  # pyright: ignore[reportArgumentType] - any array of indices; starts the thread
 
@@ -176,19 +210,20 @@ class _Reading(EpochIterator):
     def run_pipeline(self, b_ix, batch_indices, batch_slot, cuda_event):
         if b_ix == 0:
             torch.set_num_threads(self._num_torch_threads)  # the thread began by setting FFCV's number
-        return super().run_pipeline(b_ix, batch_indices, batch_slot, cuda_event)
+        self.memory_allocations = self._memory.unused()
+        return super().run_pipeline(b_ix, batch_indices, 0, cuda_event)
 
     def take(self) -> tuple[torch.Tensor, ...]:
-        """The next batch: images, labels, type indices, sample ids. Copies: FFCV will use the memory again."""
+        """The next batch: images, labels, type indices, sample ids, in memory that is theirs."""
         try:
             images, labels, type_index, sample_ids = next(self)
         except StopIteration:
             raise RuntimeError("FFCV could not read a batch") from self._error
         return (
-            torch.from_numpy(images.copy()),
+            torch.from_numpy(images),
             torch.from_numpy(labels[:, 0].astype(np.float32)),
-            torch.from_numpy(type_index[:, 0].copy()),
-            torch.from_numpy(sample_ids[:, 0].copy()),
+            torch.from_numpy(type_index[:, 0]),
+            torch.from_numpy(sample_ids[:, 0]),
         )
 
     def stop(self) -> None:

@@ -145,6 +145,25 @@ def test_batches_are_copies(training: list[list[SplitLoader]]) -> None:
     assert rows(batches) == [place for epoch in range(4) for place in global_order(NUM_IMAGES, 3, epoch)[:32]]
 
 
+def test_batches_that_are_kept_stay_what_they_were(path: Path) -> None:
+    rng, kept = np.random.default_rng(0), []
+    loader = SplitLoader(path, batch_size=3, shuffle=True)
+    expected: dict[int, bytes] = {}
+    for epoch in range(30):
+        for batch in loader.epoch(epoch):
+            for number, image in zip(batch.sample_ids.tolist(), batch.images, strict=True):
+                assert expected.setdefault(number, image.numpy().tobytes()) == image.numpy().tobytes()
+            if rng.random() < 0.3:
+                kept.append(batch)
+            if rng.random() < 0.05:
+                break
+        for batch in kept:
+            found = [image.numpy().tobytes() for image in batch.images]
+            assert found == [expected[number] for number in batch.sample_ids.tolist()]
+        kept = kept[len(kept) // 2 :]
+    loader.close()
+
+
 def test_an_epoch_that_was_overtaken_cannot_be_read_on(training: list[list[SplitLoader]]) -> None:
     member = training[0][0]
     first, second = member.epoch(0), member.epoch(1)
