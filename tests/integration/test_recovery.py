@@ -155,7 +155,8 @@ CLUSTER_VARIABLES = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5",  # how long Ray waits for a lost node before it goes on without
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
 }  # fmt: skip
-ELASTIC, ELASTIC_EPOCHS = ("--min-workers", "1", "--recovery=resize_every_s=3"), 40
+ELASTIC, ELASTIC_EPOCHS = ("--min-workers", "1", "--recovery=resize_every_s=3"), 10
+NOTICE_EPOCHS = 40  # shorter ones: there are no checkpoints inside them
 
 
 @contextlib.contextmanager
@@ -249,9 +250,9 @@ def test_a_node_that_is_taken_away_with_notice_costs_no_step(data: str, tmp_path
             )  # fmt: skip
         # No checkpoint but those that the notice brings.
         options = ["--min-workers", "1", "--recovery=checkpoint_steps=100000"]
-        training = Training(data, tmp_path, *options, epochs=ELASTIC_EPOCHS, **variables)
+        training = Training(data, tmp_path, *options, epochs=NOTICE_EPOCHS, **variables)
         training.wait_for(epoch=1, batch=2)
-        deadline = datetime.now(UTC) + timedelta(seconds=50)
+        deadline = datetime.now(UTC) + timedelta(seconds=40)
         Metadata.notice = deadline.strftime("%Y-%m-%dT%H:%M:%SZ")
         assert watcher.wait(timeout=60) == 0, (tmp_path / "spot.log").read_text()
         time.sleep(max(0, deadline.timestamp() - time.time()))
@@ -259,6 +260,6 @@ def test_a_node_that_is_taken_away_with_notice_costs_no_step(data: str, tmp_path
         training.wait_for(epoch=1, batch=0, after_s=deadline.timestamp(), workers=1)
         training.end()
     steps = training.steps()
-    assert_every_batch_once_in_order(data, steps, epochs=ELASTIC_EPOCHS)
+    assert_every_batch_once_in_order(data, steps, epochs=NOTICE_EPOCHS)
     trained = [(row["epoch"], row["batch"]) for row in steps if row["rank"] == 0]
     assert len(trained) == len(set(trained)), "a step was taken twice: the first time was for nothing"
