@@ -27,7 +27,6 @@ PREEMPTION_EVERY_S = 5.0
 SAMPLE_LOG = "MURA_SAMPLE_LOG"
 """Environment variable: a folder in which each worker notes the images of every step, to check a run's order."""
 
-
 NOTICE_S, STAND_STILL_S = 120.0, 20.0
 """A node is taken away so long after the notice where that names no time (EC2's two minutes); and so long before it the
 run leaves its last checkpoint and takes no further step, which would be lost."""
@@ -53,7 +52,7 @@ class Recovery(Settings):
 
 
 class CheckpointClock:
-    """Says after each step whether to leave a checkpoint there.
+    """Says after each step whether to leave a checkpoint there. One for the life of a worker.
 
     Args:
         recovery: the run's settings.

@@ -154,18 +154,19 @@ def train_worker(settings: dict[str, Any]) -> None:
             for split in ("train", "valid")
         }
         run = _prepare(spec, paths)
+        clock = CheckpointClock(spec.recovery, run.device)
         while not loop.is_complete(run):
-            _report(spec, run, _train_epoch(spec, run))
+            _report(spec, run, _train_epoch(spec, run, clock))
         run.train.close()
         run.valid.close()
 
 
-def _train_epoch(spec: RunSpec, run: loop.Run) -> dict[str, Any]:
+def _train_epoch(spec: RunSpec, run: loop.Run, clock: CheckpointClock) -> dict[str, Any]:
     """Trains and validates the next epoch. Returns what is reported of it."""
     epoch = run.progress.epochs_done + 1
     learning_rate = run.optimiser.param_groups[0]["lr"]
     started = time.monotonic()
-    train_loss = loop.train_epoch(run, epoch, _step_hook(spec, run, epoch))
+    train_loss = loop.train_epoch(run, epoch, _step_hook(spec, run, clock, epoch))
     val_loss = loop.validate(run)
     loop.finish_epoch(run, epoch, val_loss)
     return {
@@ -212,9 +213,8 @@ def _prepare(spec: RunSpec, paths: Mapping[str, Path]) -> loop.Run:
     return run
 
 
-def _step_hook(spec: RunSpec, run: loop.Run, epoch: int) -> loop.OnBatch:
+def _step_hook(spec: RunSpec, run: loop.Run, clock: CheckpointClock, epoch: int) -> loop.OnBatch:
     """What happens after each step: a note where the epoch stands, and now and then a checkpoint."""
-    clock = CheckpointClock(spec.recovery, run.device)
     is_first = ray.train.get_context().get_world_rank() == 0
     num_batches = run.train.num_batches
     tell = step_printer(spec.trial, spec.config, epoch, num_batches, run.progress.batches_done) if is_first else None
