@@ -1,5 +1,6 @@
 # make demo    everything once, on this machine: phantom radiographs to a study answered over HTTP
 # make test    the tests          make check   format, lint, types, import rules
+# make test-faults  those that lose and regain nodes, some minutes each; `make test` leaves them out
 # make serve   the newest ensemble under MURA_RUNS (default: the demo's) behind HTTP on localhost
 # Each sets up what it needs first (cluster/setup-node.sh) and is quick when nothing changed.
 
@@ -7,7 +8,7 @@ PYTHON := .venv/bin/python
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export MURA_RUNS ?= $(CURDIR)/demo/runs
 
-.PHONY: demo test check serve format setup lock clean
+.PHONY: demo test test-faults check serve format setup lock clean
 
 setup:
 	@cluster/setup-node.sh --dev
@@ -17,6 +18,9 @@ demo: setup
 
 test: setup
 	$(PYTHON) -m pytest
+
+test-faults: setup
+	$(PYTHON) -m pytest -m faults
 
 check: setup
 	ruff format --check .

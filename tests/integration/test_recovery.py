@@ -112,18 +112,31 @@ def assert_same_epochs(found: list[dict[str, Any]], expected: list[dict[str, Any
         assert np.allclose([row[name] for row in found], [row[name] for row in expected], atol=1e-4), name
 
 
+def attempts(steps: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The steps of each worker group that the run had, one group after the other."""
+    groups: list[list[dict[str, Any]]] = []
+    pids: set[int] = set()
+    for row in steps:
+        if row["pid"] not in pids:
+            if not groups or len(pids) == groups[-1][0]["workers"] or row["workers"] != groups[-1][0]["workers"]:
+                groups.append([])
+                pids = set()
+            pids.add(row["pid"])
+        groups[-1].append(row)
+    return groups
+
+
 def assert_every_batch_once_in_order(data: str, steps: list[dict[str, Any]], epochs: int = EPOCHS) -> None:
     """The steps that count, those that no later fault undid, are the global batches of each epoch in their order."""
     sample_ids = read_table(data, "train")["sample_id"].to_numpy()
     num_batches = read_manifest(data).splits["train"].num_images // BATCH
     counted: dict[tuple[int, int], dict[int, list[int]]] = {}
-    for row in steps:
-        place = (row["epoch"], row["batch"])
-        for later in [other for other in counted if other > place]:
-            del counted[later]  # undone: the run went back to a checkpoint before it
-        if row["rank"] in counted.get(place, {}) or len(counted.get(place, {})) >= row["workers"]:
-            del counted[place]
-        counted.setdefault(place, {})[row["rank"]] = row["sample_ids"]
+    for number, rows in enumerate(attempts(steps)):
+        first = min((row["epoch"], row["batch"]) for row in rows)
+        if number:  # what came after the checkpoint that this attempt began with is undone
+            counted = {place: parts for place, parts in counted.items() if place < first}
+        for row in rows:
+            counted.setdefault((row["epoch"], row["batch"]), {})[row["rank"]] = row["sample_ids"]
     assert sorted(counted) == [(epoch, batch) for epoch in range(1, epochs + 1) for batch in range(num_batches)]
     for (epoch, batch), parts in counted.items():
         order = global_order(len(sample_ids), 0, epoch)[batch * BATCH : (batch + 1) * BATCH]
@@ -189,6 +202,7 @@ def two_nodes(samples: Path) -> Iterator[tuple[str, list[str], Callable[[str], N
         process.stdout.close()
 
 
+@pytest.mark.faults
 def test_an_elastic_run_goes_on_with_one_worker_and_again_with_two(data: str, tmp_path: Path) -> None:
     with two_nodes(samples_of(tmp_path)) as (address, _, tell):
         training = Training(data, tmp_path, *ELASTIC, epochs=ELASTIC_EPOCHS, RAY_ADDRESS=address, **CLUSTER_VARIABLES)
@@ -240,6 +254,7 @@ def metadata() -> Iterator[str]:
     Metadata.notice = None
 
 
+@pytest.mark.faults
 def test_a_node_that_is_taken_away_with_notice_costs_no_step(data: str, tmp_path: Path, metadata: str) -> None:
     with two_nodes(samples_of(tmp_path)) as (address, node_ids, tell):
         variables = {**CLUSTER_VARIABLES, "RAY_ADDRESS": address, "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata}
