@@ -5,7 +5,7 @@ On a CPU there is no such stream: each batch is prepared when it is asked for.
 
 from collections.abc import Callable, Generator
 from contextlib import closing
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -48,8 +48,8 @@ def prefetch(
             yield _arrived(*ahead, device)
 
 
-def _arrived(batch: T, tensors: Tensors, ready: torch.cuda.Event, device: torch.device) -> tuple[T, Tensors]:
-    """Has the current stream wait until the tensors are ready, and their memory until that stream is done with it."""
+def _arrived(batch: T, tensors: Tensors, ready: Any, device: torch.device) -> tuple[T, Tensors]:
+    """Has the current stream wait for the event `ready`, and the tensors' memory until that stream is done with it."""
     stream = torch.cuda.current_stream(device)
     stream.wait_event(ready)
     for tensor in tensors:

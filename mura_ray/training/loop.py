@@ -240,17 +240,17 @@ _FINITE_REMEDY = "a smaller learning_rate, or precision: fp32, is the usual reme
 
 
 class _Loss(NamedTuple):
-    index: int
+    batch: int
     sample_ids: list[int]
     value: torch.Tensor
 
 
 def _check_finite(run: Run, epoch: int, recent: Sequence[_Loss]) -> None:
     losses = torch.stack([loss.value for loss in recent]).tolist() if recent else []
-    for (index, sample_ids, _), loss in zip(recent, losses, strict=True):
+    for (batch, sample_ids, _), loss in zip(recent, losses, strict=True):
         if not math.isfinite(loss):
             raise ValueError(
-                f"the training loss became {loss} at batch {index} of epoch {epoch}, sample ids {sample_ids}, "
+                f"the training loss became {loss} at batch {batch} of epoch {epoch}, sample ids {sample_ids}, "
                 f"with {run.config}; {_FINITE_REMEDY}"
             )
 

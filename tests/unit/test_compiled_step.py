@@ -26,7 +26,7 @@ def compile_here() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def process_wide_settings() -> Iterator[None]:
-    cudnn, cublas = torch.backends.cudnn, torch.backends.cuda.matmul
+    cudnn, cublas = cast(Any, torch.backends.cudnn), torch.backends.cuda.matmul
     before = cudnn.allow_tf32, cublas.allow_tf32, cudnn.benchmark
     yield
     cudnn.allow_tf32, cublas.allow_tf32, cudnn.benchmark = before
