@@ -95,11 +95,12 @@ def describe_sweep(name: str, space: Space, data: str) -> Sweep:
         ValueError: settings that do not fit the data set or each other.
     """
     sweep = Sweep(name=name, space=space, data=data, data_id=read_manifest(data).id)
+    # Which GPUs there are is for `plan_sweep` to know: until then as if there were some.
+    gpus = 1.0 if space.gpus_per_worker is None else space.gpus_per_worker
+    resources = Resources(workers=space.workers_per_trial, gpus_per_worker=gpus)
     for setting, distribution in space.search.items():
         for value in distribution.extremes:
-            run_spec(
-                name, trial_config(space, {setting: value}), data, None, Resources(workers=space.workers_per_trial)
-            )
+            run_spec(name, trial_config(space, {setting: value}), data, None, resources)
     return sweep
 
 

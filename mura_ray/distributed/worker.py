@@ -71,7 +71,7 @@ def run_spec(
         recovery: how it comes through faults.
 
     Raises:
-        ValueError: settings that do not fit the data set, or more workers than images in a batch.
+        ValueError: settings that do not fit the data set or the resources, or more workers than images in a batch.
     """
     manifest = read_manifest(data)
     if config.image_size != manifest.image_size:
@@ -86,6 +86,7 @@ def run_spec(
         raise ValueError(
             f"{resources.workers} workers share a batch of {config.batch_size} images: raise batch_size or take fewer"
         )
+    loop.compile_mode(config, "cuda" if resources.gpus_per_worker else "cpu", resources.workers)
     num_train = manifest.splits["train"].num_images
     if num_train < config.batch_size:
         raise ValueError(f"the training split has {num_train} images, less than one batch of {config.batch_size}")
@@ -189,7 +190,7 @@ def _prepare(spec: RunSpec, paths: Mapping[str, Path]) -> loop.Run:
     def split_loader(split: str) -> SplitLoader:
         return SplitLoader(
             paths[split],
-            batch_size=config.batch_size,
+            batch_size=config.batch_size if split == "train" else max(config.batch_size, loop.VALIDATION_BATCH),
             rank=rank,
             world_size=workers,
             shuffle=split == "train",
