@@ -184,7 +184,8 @@ def _print_nodes(rows: Sequence["NodeRow"]) -> None:
         offset = f"{clock.offset_s * 1000:+.1f} ms" if clock else ""
         free = "" if report.cache_free is None else f"{report.cache_free / 1e9:,.0f} GB free"
         gpus = ", ".join(f"{count} x {gpu}" for gpu, count in Counter(report.installed_gpus or report.gpus).items())
-        program = report.versions["mura_ray"] if report.revision == "unknown" else report.revision[:12]
+        revision, dirty, _ = report.revision.partition("-dirty")
+        program = report.versions["mura_ray"] if revision == "unknown" else revision[:12] + dirty
         table.add_row(
             *known, gpus or str(node.num_gpus), report.driver or "-", offset, f"{report.shared_memory / 1e9:.1f} GB",
             free, report.interface, program,
