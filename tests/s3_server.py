@@ -43,31 +43,36 @@ def environment(url: str) -> dict[str, str]:
     }
 
 
+def server_command(host: str, port: int) -> list[str]:
+    """Moto's server, in the foreground."""
+    return [sys.executable, "-c", "from moto.server import main; main()", "-H", host, "-p", str(port)]
+
+
 @contextmanager
 def s3_server(log: Path) -> Iterator[str]:
     """Moto's server, as a process of its own, with an empty bucket. Gives its URL."""
     port = free_port()
     with log.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-c", "from moto.server import main; main()", "-H", "127.0.0.1", "-p", str(port)],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
+        process = subprocess.Popen(server_command("127.0.0.1", port), stdout=output, stderr=subprocess.STDOUT)
     url = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.1)
+        wait_until_open("127.0.0.1", port, log)
         plain_client(url).create_bucket(Bucket=BUCKET)
         yield url
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
+
+
+def wait_until_open(host: str, port: int, log: Path) -> None:
+    """Returns when something listens there."""
+    deadline = time.monotonic() + 60
+    while True:
+        with socket.socket() as probe:
+            if probe.connect_ex((host, port)) == 0:
+                return
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.1)
 
 
 def plain_client(url: str) -> Any:

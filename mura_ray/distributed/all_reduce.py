@@ -15,6 +15,8 @@ import ray.exceptions
 from ray._common.network_utils import find_free_port
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from mura_ray.distributed.interface import use_cluster_interface
+
 NUM_PARAMETERS = 12_486_145
 """Of the network: a float32 gradient of each is what the workers of a run exchange in every step."""
 
@@ -79,6 +81,7 @@ class _Worker:
     def join(self, backend: str, address: str, rank: int, num_workers: int) -> None:
         import torch.distributed
 
+        use_cluster_interface()
         torch.distributed.init_process_group(
             backend,
             init_method=f"tcp://{address}",

@@ -7,16 +7,20 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import ray.train
 import torch
 import torch.distributed as dist
 from pydantic import Field
 
+from mura_ray import store
 from mura_ray.config import Settings
 from mura_ray.data.loader import Batch
 from mura_ray.training.loop import num_workers
+
+FAULTS_FILE = "faults.jsonl"
+REASON_CHARS = 2000
 
 ASK_EVERY = {"cpu": 1, "cuda": 20}
 """Steps between agreements: on a GPU each waits for all the work that was queued."""
@@ -35,15 +39,15 @@ STANDS_STILL_FOR_S = 120.0
 """Ray ends the workers at the deadline; where it does not, the node was spared and the run goes on."""
 
 Due = Literal["later", "now", "at once", "last"]
-"""Whether a checkpoint is due: not, with its upload beside the next steps, uploaded before the next step, or uploaded
-and no step after it."""
+"""Whether a checkpoint is due: not, with its upload beside the next steps, stored before the next step, or stored and
+no step after it."""
 
 
 class Recovery(Settings):
     """How a run comes through faults. Steps are global batches."""
 
-    checkpoint_steps: int = Field(default=500, ge=1, description="steps between checkpoints inside an epoch, at most")
-    checkpoint_minutes: float = Field(default=10.0, gt=0, description="minutes between them, at most")
+    checkpoint_steps: int = Field(default=500, ge=1, description="steps that a fault costs, at most")
+    checkpoint_minutes: float = Field(default=10.0, gt=0, description="minutes that it costs, at most")
     max_failures: int = Field(default=3, ge=0, description="faults of workers or nodes that a run survives")
     resize_every_s: float = Field(
         default=60.0, gt=0, description="seconds between looks whether an elastic run can have more workers"
@@ -53,6 +57,9 @@ class Recovery(Settings):
 
 class CheckpointClock:
     """Says after each step whether to leave a checkpoint there. One for the life of a worker.
+
+    It is due at every half of what a fault may cost: while a checkpoint is uploaded beside the steps, the one before it
+    is what a fault leads back to.
 
     Args:
         recovery: the run's settings.
@@ -70,10 +77,10 @@ class CheckpointClock:
         self._step += 1
         if self._step % ASK_EVERY[self._device.type]:
             return "later"
-        steps_are_due = self._step - self._last_step >= self._recovery.checkpoint_steps
+        steps_are_due = self._step - self._last_step >= max(1, self._recovery.checkpoint_steps // 2)
         now = time.monotonic()
         time_is_due, ask, is_ending = self._agree(
-            now - self._last_s >= 60 * self._recovery.checkpoint_minutes,
+            now - self._last_s >= 60 * self._recovery.checkpoint_minutes / 2,
             self._deadline_s is None and now - self._asked_s >= PREEMPTION_EVERY_S,
             self._deadline_s is not None and time.time() > self._deadline_s - STAND_STILL_S,
         )
@@ -87,7 +94,9 @@ class CheckpointClock:
                 deadline_ms = info.deadline_ms or 1000 * (time.time() + NOTICE_S)
                 self._deadline_s = deadline_ms / 1000
                 return self._mark("at once")
-        return self._mark("now") if steps_are_due or time_is_due else "later"
+        if not (steps_are_due or time_is_due):
+            return "later"
+        return self._mark("now" if self._recovery.checkpoint_steps > 1 else "at once")
 
     def _mark(self, answer: Due) -> Due:
         self._last_step, self._last_s = self._step, time.monotonic()
@@ -100,6 +109,33 @@ class CheckpointClock:
         shared = torch.tensor(flags, dtype=torch.uint8, device=self._device)
         dist.broadcast(shared, src=0)
         return tuple(bool(flag) for flag in shared.tolist())
+
+
+class FaultLog(ray.train.UserCallback):
+    """Keeps what a run came through: `faults.jsonl` in its folder, a row for each loss of workers.
+
+    Args:
+        folder: URI of the run.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._uri = store.join(folder, FAULTS_FILE)
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Workers failed, or their node did."""
+        reasons = {str(rank): str(error).strip()[-REASON_CHARS:] for rank, error in sorted(worker_exceptions.items())}
+        row = json.dumps({"time": time.time(), "workers": reasons}).encode() + b"\n"
+        rows = store.read_bytes(self._uri) if store.exists(self._uri) else b""
+        store.write_bytes(self._uri, rows + row)
+        first = next(iter(reasons.values())).splitlines() or [""]
+        print(f"{run_context.run_config.name} lost {len(reasons)} worker(s): {first[-1]}", flush=True)
+
+
+def log_event(trial: str, event: str) -> None:
+    """Notes the time of a worker's event beside the images of its steps (`log_samples`)."""
+    if folder := os.environ.get(SAMPLE_LOG):
+        with Path(folder, f"{trial}-{os.getpid()}.events").open("a") as file:
+            file.write(json.dumps({"time": time.time(), "event": event}) + "\n")
 
 
 def log_samples(trial: str, epoch: int, batch: Batch) -> None:

@@ -1,6 +1,7 @@
 """One training run under Ray Train: `train_worker` runs on every worker, `torch_trainer` starts them."""
 
 import math
+import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -12,19 +13,30 @@ import ray.train
 import ray.train.torch
 import torch
 from pydantic import Field
-from ray.train import CheckpointUploadMode
+from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
 
 from mura_ray import s3, store
 from mura_ray.config import Settings, TrialConfig
 from mura_ray.data.cache import local_split
 from mura_ray.data.loader import Batch, SplitLoader
 from mura_ray.data.manifest import manifest_sha256, read_manifest
-from mura_ray.distributed.recovery import STANDS_STILL_FOR_S, CheckpointClock, Recovery, log_samples
+from mura_ray.distributed.interface import ClusterTorchConfig
+from mura_ray.distributed.recovery import (
+    STANDS_STILL_FOR_S,
+    CheckpointClock,
+    FaultLog,
+    Recovery,
+    log_event,
+    log_samples,
+)
 from mura_ray.distributed.tracking import copy_printer, step_printer
 from mura_ray.domain import weights_matrix
 from mura_ray.model.checkpoint import CheckpointMeta, load_network, load_state, save_checkpoint
 from mura_ray.model.densenet import build_network
 from mura_ray.training import loop
+
+LOOK_EVERY_S = "0.5"
+"""Between the controller's looks at its workers: so long may a fault, or a stored checkpoint, go unnoticed. Ray's: 2."""
 
 
 class Resources(Settings):
@@ -110,12 +122,14 @@ def torch_trainer(
     Keeps two checkpoints: the one with the lowest validation loss and the latest.
     """
     resources = spec.resources
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", LOOK_EVERY_S)
     per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
     if resources.gpus_per_worker:
         per_worker["GPU"] = resources.gpus_per_worker
     return ray.train.torch.TorchTrainer(
         train_worker,
         train_loop_config=spec.model_dump(mode="json"),
+        torch_config=ClusterTorchConfig(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(resources.min_workers, resources.workers) if resources.min_workers else resources.workers,
             elastic_resize_monitor_interval_s=spec.recovery.resize_every_s,
@@ -125,7 +139,7 @@ def torch_trainer(
         run_config=ray.train.RunConfig(
             name=spec.trial,
             storage_path=storage,
-            callbacks=list(callbacks),
+            callbacks=[*callbacks, FaultLog(store.join(storage, spec.trial))],
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # one line a report and worker is too much
             failure_config=ray.train.FailureConfig(
                 max_failures=spec.recovery.max_failures, max_preemption_failures=spec.recovery.max_preemptions
@@ -149,6 +163,7 @@ def train_worker(settings: dict[str, Any]) -> None:
         settings: a `RunSpec` as plain values.
     """
     spec = RunSpec.model_validate(settings)
+    log_event(spec.trial, "started")
     with ExitStack() as copies:
         paths = {
             split: copies.enter_context(local_split(spec.data, split, progress=copy_printer(spec.trial, split)))
@@ -156,6 +171,7 @@ def train_worker(settings: dict[str, Any]) -> None:
         }
         run = _prepare(spec, paths)
         clock = CheckpointClock(spec.recovery, run.device)
+        log_event(spec.trial, "ready")
         while not loop.is_complete(run):
             _report(spec, run, _train_epoch(spec, run, clock))
         run.train.close()
@@ -238,9 +254,14 @@ def _step_hook(spec: RunSpec, run: loop.Run, clock: CheckpointClock, epoch: int)
 
 
 def _report(spec: RunSpec, run: loop.Run, metrics: dict[str, Any], *, wait: bool = True) -> None:
-    """Reports on every worker; rank 0 brings the checkpoint, whose upload is waited for or goes on beside the steps."""
+    """Reports on every worker; rank 0 brings the checkpoint, which is stored before the next step or beside the steps.
+
+    The one before it is stored by then in any case, so that a fault leads back by two checkpoints at most.
+    """
     checkpoint = None
-    if ray.train.get_context().get_world_rank() == 0:
+    is_first = ray.train.get_context().get_world_rank() == 0
+    if is_first:
+        _wait_until_stored()
         directory = tempfile.mkdtemp(prefix="mura-checkpoint-")  # removed by Ray, after the upload
         meta = CheckpointMeta(
             trial=spec.trial,
@@ -260,3 +281,10 @@ def _report(spec: RunSpec, run: loop.Run, metrics: dict[str, Any], *, wait: bool
         checkpoint_upload_mode=CheckpointUploadMode.SYNC if wait else CheckpointUploadMode.ASYNC,
         delete_local_checkpoint_after_upload=True,
     )
+    if wait and is_first and metrics["batches_done"]:
+        _wait_until_stored()
+
+
+def _wait_until_stored() -> None:
+    """Until Ray Train has recorded all checkpoints that were reported: the upload alone makes none of them count."""
+    ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
