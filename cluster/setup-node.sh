@@ -42,13 +42,24 @@ if ! installed libturbojpeg0-dev && ! installed libturbojpeg-dev; then missing+=
 "$python" -c 'import ensurepip' 2>/dev/null || missing+=("$python-venv")
 "$python" -c 'import os, sysconfig; raise SystemExit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
     2>/dev/null || missing+=("$python-dev")
+# The tests' own hosts (tests/multihost) are made by root alone. Their SSH server must not become this machine's.
+if [ $requirements = requirements-dev.txt ] && [ "$(id -u)" = 0 ]; then
+    for package in iproute2 openssh-client rsync; do installed "$package" || missing+=("$package"); done
+    if ! installed openssh-server; then
+        missing+=(openssh-server)
+        say "openssh-server is for the tests: its service stays off (systemctl unmask ssh.service ssh.socket)"
+        mkdir -p /etc/systemd/system
+        ln -sf /dev/null /etc/systemd/system/ssh.service
+        ln -sf /dev/null /etc/systemd/system/ssh.socket
+    fi
+fi
 if [ ${#missing[@]} -gt 0 ]; then
     sudo=
     [ "$(id -u)" = 0 ] || sudo=sudo
     say "installing system packages: ${missing[*]}"
     $sudo apt-get update -qq
     if apt-cache show libturbojpeg0-dev >/dev/null 2>&1; then turbojpeg=libturbojpeg0-dev; else turbojpeg=libturbojpeg-dev; fi
-    $sudo env DEBIAN_FRONTEND=noninteractive \
+    $sudo env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
         apt-get install -y -qq --no-install-recommends "${missing[@]/%libturbojpeg/$turbojpeg}" >/dev/null
 fi
 

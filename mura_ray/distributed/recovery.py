@@ -138,7 +138,7 @@ def log_event(trial: str, event: str) -> None:
             file.write(json.dumps({"time": time.time(), "event": event}) + "\n")
 
 
-def log_samples(trial: str, epoch: int, batch: Batch) -> None:
+def log_samples(trial: str, epoch: int, batch: Batch, num_batches: int) -> None:
     """Notes a step's images where `SAMPLE_LOG` names a folder."""
     folder = os.environ.get(SAMPLE_LOG)
     if not folder:
@@ -148,6 +148,7 @@ def log_samples(trial: str, epoch: int, batch: Batch) -> None:
         "time": time.time(),
         "epoch": epoch,
         "batch": batch.index,
+        "num_batches": num_batches,
         "rank": context.get_world_rank(),
         "workers": context.get_world_size(),
         "sample_ids": batch.sample_ids.tolist(),

@@ -21,6 +21,7 @@ from mura_ray import store
 from mura_ray.config import Settings
 from mura_ray.data.manifest import manifest_sha256, read_manifest
 from mura_ray.distributed.naming import RUN_FILE, SWEEP_FILE, check_claim, claim
+from mura_ray.distributed.recovery import log_event
 from mura_ray.distributed.space import Space, param_space, scheduler, searcher, trial_config
 from mura_ray.distributed.tracking import EpochLog, TrialTable, is_epoch, read_epochs
 from mura_ray.distributed.worker import Resources, checkpoint_uri, run_spec, torch_trainer
@@ -166,6 +167,7 @@ def run_trial(sampled: dict[str, Any], *, sweep: Sweep, plan: Plan, home: str, i
         # A trial that continues: Tune forgot what it reported, and takes a trial without any report for a failed one.
         if metrics["epoch"] <= epochs_done:
             ray.tune.report(metrics)
+    log_event(trial, "begun")
     callbacks = [EpochLog(folder, spec.config.epochs), EpochReports()]
     torch_trainer(spec, store.join(home, "training"), callbacks).fit()
 

@@ -36,7 +36,7 @@ from mura_ray.model.densenet import build_network
 from mura_ray.training import loop
 
 LOOK_EVERY_S = "0.5"
-"""Between the controller's looks at its workers: so long may a fault, or a stored checkpoint, go unnoticed. Ray's: 2."""
+"""Between the controller's looks at its workers: for so long may a fault, or a stored checkpoint, go unnoticed."""
 
 
 class Resources(Settings):
@@ -171,7 +171,6 @@ def train_worker(settings: dict[str, Any]) -> None:
         }
         run = _prepare(spec, paths)
         clock = CheckpointClock(spec.recovery, run.device)
-        log_event(spec.trial, "ready")
         while not loop.is_complete(run):
             _report(spec, run, _train_epoch(spec, run, clock))
         run.train.close()
@@ -223,8 +222,10 @@ def _prepare(spec: RunSpec, paths: Mapping[str, Path]) -> loop.Run:
     )
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
+        log_event(spec.trial, "restoring")
         with checkpoint.as_directory() as directory:
             loop.restore_run(run, load_network(Path(directory)).state_dict(), load_state(Path(directory)))
+        log_event(spec.trial, "restored")
         place = f"after epoch {run.progress.epochs_done}, batch {run.progress.batches_done} of the next"
         print(f"{spec.trial} continues {place}", flush=True)
     return run
@@ -237,7 +238,7 @@ def _step_hook(spec: RunSpec, run: loop.Run, clock: CheckpointClock, epoch: int)
     tell = step_printer(spec.trial, spec.config, epoch, num_batches, run.progress.batches_done) if is_first else None
 
     def after_step(batch: Batch) -> None:
-        log_samples(spec.trial, epoch, batch)
+        log_samples(spec.trial, epoch, batch, num_batches)
         if tell is not None:
             tell(batch)
         due = clock.due()

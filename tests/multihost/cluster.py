@@ -1,4 +1,4 @@
-"""A Ray cluster of hosts, brought up by `ray up cluster/local.yaml` over real SSH, with an S3 server on a host of its own."""
+"""A Ray cluster of hosts, brought up by `ray up cluster/local.yaml` over real SSH, and an S3 server on another."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ SAMPLES = HOME / "samples"
 
 @dataclass
 class Cluster:
-    """A laptop from which it is started, a head that trains nothing, workers of one slot each, and the S3 server's URL."""
+    """A laptop that starts it, a head that trains nothing, workers of one slot each, and the S3 server's URL."""
 
     net: Network
     laptop: Host
@@ -54,7 +54,7 @@ class Cluster:
 
     def wait_for_nodes(self, count: int, timeout_s: float = 180) -> None:
         """Returns when so many nodes are alive."""
-        wait_until(lambda: self.nodes() == count, timeout_s, f"{count} nodes")
+        wait_until(lambda: self.nodes() == count, timeout_s, f"{count} nodes", every_s=3)
 
     def submit(self, name: str) -> str:
         """Starts `python -m mura_ray.tune` detached, and gives the job's id."""
@@ -74,7 +74,11 @@ class Cluster:
 
     def wait_for_job(self, job: str, timeout_s: float = 600) -> None:
         """Returns when a job ended well."""
-        wait_until(lambda: self.job_status(job) not in ("PENDING", "RUNNING"), timeout_s, job, every_s=2)
+
+        def ended() -> bool:  # asking Ray takes a second of processor time, looking for the process next to none
+            return not self.head.pids(SEARCH) and self.job_status(job) not in ("PENDING", "RUNNING")
+
+        wait_until(ended, timeout_s, job, every_s=2)
         assert self.job_status(job) == "SUCCEEDED", self.job_log(job)
 
     def steps(self) -> list[dict[str, Any]]:
@@ -87,16 +91,31 @@ class Cluster:
                 rows += [{**json.loads(line), "trial": trial, "host": host.name, "pid": int(pid)} for line in lines]
         return sorted(rows, key=lambda row: row["time"])
 
+    def events(self) -> list[dict[str, Any]]:
+        """What the workers and the trials' own processes noted of their starts, by time."""
+        rows = []
+        for host in (self.head, *self.workers):
+            for path in (host.home / SAMPLES.name).glob("*.events"):
+                pid = int(path.stem.rpartition("-")[2])
+                rows += [{**json.loads(line), "host": host.name, "pid": pid} for line in path.read_text().splitlines()]
+        return sorted(rows, key=lambda row: row["time"])
+
     def ensemble(self, name: str) -> dict[str, Any]:
         """The `ensemble.json` of a search."""
         return json.loads(get_folder(self.s3_url, f"runs/{name}/ensemble")["ensemble.json"])
 
 
+SEARCH = "^python -m mura_ray.tune"
+"""Command line of the search's own process."""
+
 JOB_STATUS = (
     "import sys; from ray.job_submission import JobSubmissionClient as Client; "
     "print(Client('http://127.0.0.1:8265').get_job_status(sys.argv[1]).value)"
 )
-COUNT_NODES = "import ray; ray.init(address='auto', logging_level=40, log_to_driver=False); print(sum(n['Alive'] for n in ray.nodes()))"
+COUNT_NODES = (
+    "import ray; ray.init(address='auto', logging_level=40, log_to_driver=False); "
+    "print(sum(node['Alive'] for node in ray.nodes()))"
+)
 
 
 def wait_until(is_so: Callable[[], bool], timeout_s: float, what: str, every_s: float = 0.5) -> None:
@@ -122,7 +141,7 @@ def hosts_of_a_cluster(folder: Path, space: dict[str, Any], num_workers: int = 2
         plain_client(s3_url).create_bucket(Bucket=BUCKET)
         for host in (head, *workers):
             _give_keys(host)
-            (host.home / SAMPLES.name).mkdir()
+            (host.home / SAMPLES.name).mkdir()  # on the head too: a trial's own process notes its start there
             (host.home / SPACE.name).write_text(yaml.safe_dump(space))
         (laptop.home / ".ssh").mkdir(mode=0o700)
         (laptop.home / ".ssh" / "id_ed25519").write_bytes(key.read_bytes())

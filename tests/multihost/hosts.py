@@ -1,7 +1,7 @@
 """Whole hosts on one machine: network namespaces on a bridge, each with its own processes, address, name and files.
 
-A host has its own process table, /tmp, /dev/shm, /run and home folder; it sees this repository and its Python environment, but
-what it writes into them stays its own. A host's home outlives the host, as a disk outlives a power cut.
+A host has its own process table, /tmp, /dev/shm, /run and home folder; it sees this repository and its Python
+environment, but what it writes into them stays its own. A host's home outlives it, as a disk outlives a power cut.
 """
 
 import contextlib
@@ -118,8 +118,9 @@ class Host:
                 ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "--mount", "--pid", "--uts", "--ipc", "--fork",
                  "--kill-child", "--mount-proc", "bash", "-c", BOOT, "boot", *self.service],
                 stdout=console, stderr=console, stdin=subprocess.DEVNULL, start_new_session=True,
-                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(HOME), "HOST_NAME": self.name, "LANG": "C.UTF-8",
-                     "STATE": str(self.state), "PREFIX": str(PREFIX), "ADDRESS": f"{self.address}/24",
+                env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": str(HOME), "HOST_NAME": self.name,
+                     "LANG": "C.UTF-8", "STATE": str(self.state), "PREFIX": str(PREFIX),
+                     "ADDRESS": f"{self.address}/24",
                      "NEEDED": " ".join(map(str, {ROOT, PREFIX, Path(sys.base_prefix).resolve()}))},
             )  # fmt: skip
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 SPACE = {
     "num_trials": 3, "ensemble_size": 2, "workers_per_trial": 2, "gpus_per_worker": 0,
-    "recovery": {"checkpoint_steps": 4, "max_failures": 20},
+    "recovery": {"checkpoint_steps": 8, "max_failures": 20},
     "fixed": {"image_size": 64, "initial_weights": "random", "epochs": 2, "batch_size": 6},
     "search": {"learning_rate": {"log_uniform": [1e-4, 1e-3]}},
 }  # fmt: skip
