@@ -10,9 +10,9 @@ import pytest
 from mura_ray.data import phantom
 from tests.multihost import hosts
 from tests.multihost.cluster import Cluster, hosts_of_a_cluster, wait_until
-from tests.s3_server import put_folder
+from tests.s3_server import get_folder, put_folder
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 SPACE = {
     "num_trials": 3, "ensemble_size": 2, "workers_per_trial": 2, "gpus_per_worker": 0,
@@ -34,6 +34,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster) -> dict[str, Any]:
+    """The ensemble of a search that was left alone."""
+    cluster.wait_for_job(cluster.submit("undisturbed"))
+    return cluster.ensemble("undisturbed")
+
+
 def wait_for_step(cluster: Cluster, trial_number: int, epoch: int, batch: int, after_s: float) -> dict[str, Any]:
     """The first step of a search's trial (from 0) at or after a place, that was made later than a time."""
     found: list[dict[str, Any]] = []
@@ -49,7 +56,7 @@ def wait_for_step(cluster: Cluster, trial_number: int, epoch: int, batch: int, a
             ]
         return bool(found)
 
-    wait_until(is_there, 300, f"trial {trial_number}, epoch {epoch}, batch {batch}", every_s=0.1)
+    wait_until(is_there, 900, f"trial {trial_number}, epoch {epoch}, batch {batch}", every_s=0.1)
     return found[0]
 
 
@@ -60,18 +67,26 @@ def lose_and_regain(cluster: Cluster, worker: int) -> None:
     cluster.workers[worker].start()
 
 
-def test_a_search_ends_with_the_same_ensemble_though_hosts_are_lost(cluster: Cluster) -> None:
-    cluster.wait_for_job(cluster.submit("undisturbed"))
+def test_a_cluster_comes_up_from_nothing_and_finds_an_ensemble(cluster: Cluster, undisturbed: dict[str, Any]) -> None:
+    assert len(undisturbed["members"]) == SPACE["ensemble_size"]
+    files = get_folder(cluster.s3_url, "runs/undisturbed/ensemble")
+    assert {"ensemble.json", "member-0.safetensors", "member-1.safetensors"} <= files.keys()
+    assert {row["host"] for row in cluster.steps()} == {worker.name for worker in cluster.workers}
 
+
+@pytest.mark.faults
+def test_a_search_ends_with_the_same_ensemble_though_hosts_are_lost(
+    cluster: Cluster, undisturbed: dict[str, Any]
+) -> None:
     started_s = time.time()
     job = cluster.submit("disturbed")
     wait_for_step(cluster, 0, epoch=1, batch=5, after_s=started_s)
     lose_and_regain(cluster, 1)
     wait_for_step(cluster, 2, epoch=2, batch=9, after_s=started_s)
     lose_and_regain(cluster, 0)
-    cluster.wait_for_job(job)
+    cluster.wait_for_job(job, timeout_s=900)
 
-    expected, found = cluster.ensemble("undisturbed"), cluster.ensemble("disturbed")
+    expected, found = undisturbed, cluster.ensemble("disturbed")
     assert len({row["pid"] for row in cluster.steps() if row["time"] > started_s}) >= 2 * (3 + 2), "nothing was lost"
     assert [number(member) for member in found["members"]] == [number(member) for member in expected["members"]]
     for name in ("epoch", "config"):
