@@ -19,6 +19,7 @@ from mura_ray.config import Settings, TrialConfig
 from mura_ray.data.cache import local_split
 from mura_ray.data.loader import Batch, SplitLoader
 from mura_ray.data.manifest import manifest_sha256, read_manifest
+from mura_ray.distributed.faults import StopWhereRetriesAreInVain
 from mura_ray.distributed.recovery import STANDS_STILL_FOR_S, CheckpointClock, Recovery, log_samples
 from mura_ray.distributed.tracking import copy_printer, step_printer
 from mura_ray.domain import weights_matrix
@@ -124,7 +125,7 @@ def torch_trainer(
         run_config=ray.train.RunConfig(
             name=spec.trial,
             storage_path=storage,
-            callbacks=list(callbacks),
+            callbacks=[StopWhereRetriesAreInVain(), *callbacks],
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # one line a report and worker is too much
             failure_config=ray.train.FailureConfig(
                 max_failures=spec.recovery.max_failures, max_preemption_failures=spec.recovery.max_preemptions
@@ -176,6 +177,7 @@ def _train_epoch(spec: RunSpec, run: loop.Run, clock: CheckpointClock) -> dict[s
         "train_loss": train_loss,
         "learning_rate": learning_rate,
         "epoch_s": time.monotonic() - started,
+        "workers": loop.num_workers(),
     }
 
 

@@ -28,6 +28,10 @@ CHECK_EVERY = {"cpu": 1, "cuda": 32}
 """Steps between looks at the losses: on a GPU each look waits for all the work that was queued."""
 
 
+class NonFiniteLossError(ValueError):
+    """A loss became NaN or infinite. It would again: a run is the same each time."""
+
+
 @dataclass
 class Progress:
     """Where a run is. Epochs count from 1; `epochs_done` of them are complete, and `batches_done` of the next.
@@ -114,7 +118,7 @@ def train_epoch(run: Run, epoch: int, on_batch: OnBatch | None = None) -> float:
         The mean training loss per image, over all workers and all batches of the epoch.
 
     Raises:
-        ValueError: a loss is not finite.
+        NonFiniteLossError: a loss is not finite.
     """
     run.model.train()
     weights = run.class_weights if run.config.weighted_loss else torch.ones_like(run.class_weights)
@@ -151,25 +155,26 @@ def gather_loss(run: Run) -> None:
     """Adds the workers' losses since the last time to the progress. All of them call it at the same batch.
 
     Raises:
-        ValueError: the sum is not finite.
+        NonFiniteLossError: the sum is not finite.
     """
     run.progress.loss_sum += _sum_over_workers(run.loss_sum)
     run.loss_sum.zero_()
     if not math.isfinite(run.progress.loss_sum):
-        raise ValueError(f"the training loss became {run.progress.loss_sum} with {run.config}; {_FINITE_REMEDY}")
-
-
-_FINITE_REMEDY = "a smaller learning_rate, or precision: fp32, is the usual remedy"
+        place = f"up to batch {run.progress.batches_done - 1} of epoch {run.progress.epochs_done + 1}"
+        raise _not_finite(run, f"training loss became {run.progress.loss_sum} {place}")
 
 
 def _check_finite(run: Run, epoch: int, recent: Sequence[tuple[Batch, torch.Tensor]]) -> None:
     losses = torch.stack([loss for _, loss in recent]).tolist() if recent else []
     for (batch, _), loss in zip(recent, losses, strict=True):
         if not math.isfinite(loss):
-            raise ValueError(
-                f"the training loss became {loss} at batch {batch.index} of epoch {epoch}, sample ids "
-                f"{batch.sample_ids.tolist()}, with {run.config}; {_FINITE_REMEDY}"
-            )
+            what = f"training loss became {loss} at batch {batch.index} of epoch {epoch}"
+            raise _not_finite(run, what, f"sample ids: {batch.sample_ids.tolist()}\n")
+
+
+def _not_finite(run: Run, what: str, details: str = "") -> NonFiniteLossError:
+    remedy = "a smaller learning_rate, or precision: fp32, is the usual remedy"
+    return NonFiniteLossError(f"the {what}; {remedy}\n{details}settings: {run.config}")
 
 
 @torch.no_grad()
@@ -177,6 +182,9 @@ def validate(run: Run) -> float:
     """The paper's weighted loss, mean over all images of the validation split, each seen once by one worker.
 
     It is the weighted loss whatever a run trains with, so that all runs of a search are ranked by the same quantity.
+
+    Raises:
+        NonFiniteLossError: it is not finite.
     """
     _share_buffers(run.network)
     run.network.eval()
@@ -187,7 +195,10 @@ def validate(run: Run) -> float:
             total += weighted_bce_sum(
                 logits, batch.labels.to(run.device), batch.type_index.to(run.device), run.class_weights
             )
-    return _sum_over_workers(total) / run.valid.num_images
+    val_loss = _sum_over_workers(total) / run.valid.num_images
+    if not math.isfinite(val_loss):
+        raise _not_finite(run, f"validation loss became {val_loss} after epoch {run.progress.epochs_done + 1}")
+    return val_loss
 
 
 def finish_epoch(run: Run, epoch: int, val_loss: float) -> None:
