@@ -85,13 +85,23 @@ class TrialConfig(Settings):
     )  # ours
     weighted_loss: bool = True
     augmentation: Augmentation = Augmentation()
-    precision: Literal["fp32", "bf16"] = Field(
-        default="fp32", description="bf16: forward pass under autocast, weights in fp32"
+    precision: Literal["fp32", "tf32", "bf16"] = Field(
+        default="fp32",
+        description="fp32: exact, as in the paper; tf32: GPUs multiply with 10 bits of mantissa (on a CPU as fp32); "
+        "bf16: forward pass under autocast, 7 bits, weights in fp32",
     )
     channels_last: bool = Field(
         default=True, description="memory layout; faster on CPU and GPU, same arithmetic"
     )  # ours
-    sync_batch_norm: bool = Field(default=True, description="statistics over all of a trial's GPUs (CUDA only)")  # ours
+    compile: Literal["auto", "none", "kernels", "graphs"] = Field(
+        default="auto",
+        description="kernels: torch.compile fuses the network's operations; graphs: and CUDA graphs launch them all at "
+        "once, where a batch of 8 would wait for some 2,300 launches a step; auto: graphs where a trial has one GPU, "
+        "else none. Compiling takes minutes once a node and batch size",
+    )  # ours
+    sync_batch_norm: bool = Field(
+        default=True, description="statistics over all of a trial's GPUs (CUDA only), which exchange them at each layer"
+    )  # ours
     seed: int = Field(default=0, ge=0, lt=2**31)
 
 

@@ -193,6 +193,15 @@ def list_files(uri: str) -> list[str]:
     return [Path(folder, file).relative_to(root).as_posix() for folder, _, files in os.walk(root) for file in files]
 
 
+def find_file(uri: str) -> str | None:
+    """URI of some file: the one there, or one below it, found without listing all; None where there is none."""
+    if is_file(uri):
+        return uri
+    if is_s3(uri):
+        return next((join(uri, key) for key, _ in s3.list_objects(uri) if not key.endswith("/")), None)
+    return next((str(Path(folder, min(files))) for folder, _, files in os.walk(resolve(uri)) if files), None)
+
+
 def stat_files(root: str, paths: Sequence[str]) -> dict[str, FileStat]:
     """Size and version of files below a URI.
 

@@ -31,10 +31,10 @@ JPEG_QUALITY = 95
 def make(data: Data) -> None:
     """Writes all formats whose packages are installed below an empty folder."""
     data.folder.mkdir(parents=True)
-    images = _make_pngs(data)
+    images = make_pngs(data)
     data.raw.parent.mkdir()
     images.tofile(data.raw)
-    _make_shards(data, images)
+    make_shards(data, images)
     _make_tars(data, "raw", lambda number: images[number].tobytes())
     _make_tars(data, "jpeg", lambda number: _jpeg(images[number]))
     if importlib.util.find_spec("streaming"):
@@ -48,7 +48,7 @@ def fill_cache(data: Data) -> None:
         pass
 
 
-def _make_pngs(data: Data) -> np.ndarray:
+def make_pngs(data: Data) -> np.ndarray:
     """Writes the PNG files. Returns what all the other formats hold: uint8 [num_images, size, size]."""
     images = np.empty((data.num_images, data.size, data.size), np.uint8)
     data.png(0).parent.mkdir()
@@ -73,7 +73,7 @@ def _draw(number: int) -> np.ndarray:
     return cv2.resize(gray, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)
 
 
-def _make_shards(data: Data, images: np.ndarray) -> None:
+def make_shards(data: Data, images: np.ndarray) -> None:
     """This project's data set, with one split; an image's sample id is its number."""
     folder, listed = data.folder / "shards", []
     (folder / "train").mkdir(parents=True)

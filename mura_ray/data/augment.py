@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from mura_ray import config
+from mura_ray.data.prefetch import to_device
 
 # What tells one parameter's random numbers from another's. New ones come last, so that the others keep their values.
 _INVERSION, _ROTATION, _SCALE, _SHIFT_X, _SHIFT_Y, _BRIGHTNESS, _CONTRAST = range(7)
@@ -98,7 +99,7 @@ def augment(
     if len(images) == 0:  # affine_grid refuses it
         return result
     if settings.inversion_probability or settings.rotation_deg or settings.scale or settings.translation:
-        matrices = torch.from_numpy(_sampling_matrices(parameters, images.shape[-2:])).to(images.device)
+        matrices = to_device(torch.from_numpy(_sampling_matrices(parameters, images.shape[-2:])), images.device)
         grid = F.affine_grid(matrices, list(images.shape), align_corners=False)
         result = F.grid_sample(result, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     if settings.contrast or settings.brightness:
@@ -113,7 +114,7 @@ def to_unit(images: torch.Tensor) -> torch.Tensor:
 
 
 def _per_image(values: np.ndarray, like: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(values.astype(np.float32)).to(like.device).view(-1, 1, 1, 1)
+    return to_device(torch.from_numpy(values.astype(np.float32)), like.device).view(-1, 1, 1, 1)
 
 
 def _sampling_matrices(parameters: AugmentationParameters, size: torch.Size) -> np.ndarray:

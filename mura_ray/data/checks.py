@@ -55,10 +55,13 @@ UNSOUND = "repair this storage, or use another"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check found. `detail` is what was measured, or what failed; `remedy` helps where it did."""
+    """What a check found. `detail` is what was measured, or what failed; `remedy` helps where it did.
+
+    FAIL must be repaired, warn may be harmful, note is no judgement.
+    """
 
     check: str
-    status: Literal["ok", "FAIL", "note"]
+    status: Literal["ok", "FAIL", "warn", "note"]
     detail: str
     remedy: str = ""
 
@@ -72,52 +75,59 @@ def _reports(check: str) -> Callable[[Callable[P, list[Finding]]], Callable[P, l
             try:
                 return examine(*args, **kwargs)
             except (ValueError, OSError) as error:
-                return [_failure(check, error)]
+                return [failure(check, error)]
 
         return guarded
 
     return decorate
 
 
-def _failure(check: str, error: ValueError | OSError) -> Finding:
+def failure(check: str, error: ValueError | OSError) -> Finding:
+    """What an error of storage or of settings says."""
     if isinstance(error, ValueError | store.StorageError):  # these say what helps
         return Finding(check, "FAIL", str(error))
     return Finding(check, "FAIL", str(error), "check the path, its permissions and the space left")
 
 
+def installed_versions() -> dict[str, str]:
+    """Versions of the interpreter and of the packages that are installed, by name."""
+    versions = {"Python": platform.python_version()}
+    for package in PACKAGES:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
+
+
 def check_versions() -> list[Finding]:
     """The interpreter and the packages that have to fit together."""
-    versions, missing = [f"Python {platform.python_version()}"], []
-    for package in PACKAGES:
-        try:
-            versions.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            missing.append(package)
+    versions = installed_versions()
+    missing = [package for package in PACKAGES if package not in versions]
     if missing:
         return [Finding("versions", "FAIL", f"not installed: {', '.join(missing)}", SET_UP)]
-    return [Finding("versions", "ok", ", ".join(versions))]
+    return [Finding("versions", "ok", ", ".join(f"{name} {version}" for name, version in versions.items()))]
 
 
-def check_torch() -> list[Finding]:
+def check_torch() -> tuple[list[str], list[Finding]]:
     """Whether torch and torchvision are built for each other, and the CUDA devices that they see."""
     devices, problem = _in_process("probe_torch")
     if problem:
-        return [Finding("torch", "FAIL", problem, SET_UP)]
+        return [], [Finding("torch", "FAIL", problem, SET_UP)]
     works = Finding("torch", "ok", "torch and torchvision work together")
     if not devices:
-        return [works, Finding("cuda", "note", "no CUDA device: everything runs on the CPU")]
-    return [works, Finding("cuda", "ok", f"{len(devices)} CUDA devices: {', '.join(devices)}")]
+        return [], [works, Finding("cuda", "note", "no CUDA device: everything runs on the CPU")]
+    return devices, [works, Finding("cuda", "ok", f"{len(devices)} CUDA devices: {', '.join(devices)}")]
 
 
 def probe_torch() -> list[str]:
-    """Runs an operator of torchvision's own on the CPU; the names of the CUDA devices."""
+    """Runs an operator of torchvision's own on the CPU; names and memory of the CUDA devices."""
     import torch  # here and in `probe_ffcv`: see the module's docstring
     from torchvision.ops import nms
 
     boxes = torch.tensor([[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 2.0, 1.9], [5.0, 5.0, 6.0, 6.0]])
     if nms(boxes, torch.tensor([0.9, 0.8, 0.7]), iou_threshold=0.5).tolist() != [0, 2]:
         raise SystemExit("torchvision.ops.nms gives a wrong answer")
-    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return [f"{device.name} {device.total_memory / 2**30:.0f} GiB" for device in devices]
 
 
 def check_ffcv() -> list[Finding]:
@@ -202,7 +212,7 @@ def check_manifest(data: str) -> tuple[Manifest | None, list[Finding]]:
     try:
         manifest = read_manifest(data)
     except (ValueError, OSError) as error:
-        return None, [_failure("data", error)]
+        return None, [failure("data", error)]
     detail = f"{data}: {manifest.name} {manifest.id}, {manifest.image_size} px, splits {', '.join(manifest.splits)}"
     return manifest, [Finding("data", "ok", detail)]
 
@@ -216,7 +226,7 @@ def check_tables(data: str, manifest: Manifest) -> list[Finding]:
             table = read_table(data, split)
             read_boxes(data, split)
         except (ValueError, OSError) as error:
-            failures.append(_failure("tables", error))
+            failures.append(failure("tables", error))
         else:
             num_studies = len(table[["study_type", "patient_id", "study_id"]].drop_duplicates())
             counts.append(f"{split} {len(table):,} images of {num_studies:,} studies")
@@ -267,7 +277,7 @@ def check_cache(manifest: Manifest | None) -> list[Finding]:
         manifest: of the data set that will be copied; None where it is not known.
     """
     folder, needed = cache_folder(), bytes_in_use(manifest) if manifest else 0
-    with _no_new_folders(folder):
+    with no_new_folders(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"doctor")
@@ -278,6 +288,14 @@ def check_cache(manifest: Manifest | None) -> list[Finding]:
         remedy = "free some of the disk, or set MURA_CACHE to a folder on a larger one"
         return [Finding("cache", "FAIL", detail, remedy)]
     return [Finding("cache", "ok", detail)]
+
+
+def cache_free_bytes() -> int | None:
+    """What is free where this machine's copies of data sets go; None where that cannot be told."""
+    folder = cache_folder().absolute()
+    with suppress(OSError):
+        return shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.exists())).free
+    return None
 
 
 @_reports("cache budget")
@@ -303,7 +321,7 @@ def check_runs(runs: str) -> list[Finding]:
     """Writes, lists, reads and removes files where the runs will lie. Leaves nothing there."""
     home = store.join(runs, f".doctor-{uuid.uuid4().hex}")
     contents = {store.join(home, "small"): b"doctor\n", store.join(home, "large"): os.urandom(LARGE_BYTES)}
-    with _no_new_folders(None if store.is_s3(home) else store.resolve(home)):
+    with no_new_folders(None if store.is_s3(home) else store.resolve(home)):
         try:
             found = _check_writing(home, contents)
         finally:
@@ -338,7 +356,7 @@ def _check_removing(home: str, uris: Sequence[str]) -> list[Finding]:
 
 
 @contextmanager
-def _no_new_folders(folder: Path | None) -> Iterator[None]:
+def no_new_folders(folder: Path | None) -> Iterator[None]:
     """Afterwards removes the folder and those above it which the block made, where they are empty."""
     made = [path for path in (folder, *folder.parents) if not path.exists()] if folder else []
     try:

@@ -7,7 +7,7 @@ epoch, on another number of workers too. Every trap of FFCV ends in this module.
 import contextlib
 import queue
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ class SplitLoader:
         self._memory = _Memory(self._loader)
         self._reading: _Reading | None = None
 
-    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+    def epoch(self, epoch: int = 0, start: int = 0) -> Generator[Batch, None, None]:
         """This worker's part of each global batch. May be left early; only the epoch begun last can be read on.
 
         Args:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import ray.exceptions
 import ray.train
 import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
@@ -20,10 +21,11 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from mura_ray import store
 from mura_ray.config import Settings
 from mura_ray.data.manifest import manifest_sha256, read_manifest
+from mura_ray.distributed.faults import TrialFailedError, first_line, forget_errors, read_error, write_error
 from mura_ray.distributed.naming import RUN_FILE, SWEEP_FILE, check_claim, claim
 from mura_ray.distributed.space import Space, param_space, scheduler, searcher, trial_config
 from mura_ray.distributed.tracking import EpochLog, TrialTable, is_epoch, read_epochs
-from mura_ray.distributed.worker import Resources, checkpoint_uri, run_spec, torch_trainer
+from mura_ray.distributed.worker import Resources, RunSpec, checkpoint_uri, run_spec, torch_trainer
 from mura_ray.model.densenet import prepare_initial_weights
 from mura_ray.model.ensemble import MemberSource, write_ensemble
 from mura_ray.training.selection import Candidate, choose_members
@@ -95,11 +97,12 @@ def describe_sweep(name: str, space: Space, data: str) -> Sweep:
         ValueError: settings that do not fit the data set or each other.
     """
     sweep = Sweep(name=name, space=space, data=data, data_id=read_manifest(data).id)
+    # Which GPUs there are is for `plan_sweep` to know: until then as if there were some.
+    gpus = 1.0 if space.gpus_per_worker is None else space.gpus_per_worker
+    resources = Resources(workers=space.workers_per_trial, gpus_per_worker=gpus)
     for setting, distribution in space.search.items():
         for value in distribution.extremes:
-            run_spec(
-                name, trial_config(space, {setting: value}), data, None, Resources(workers=space.workers_per_trial)
-            )
+            run_spec(name, trial_config(space, {setting: value}), data, None, resources)
     return sweep
 
 
@@ -124,7 +127,12 @@ def run_sweep(sweep: Sweep, plan: Plan, runs: str) -> str:
         return ensemble
     initial_weights = prepare_initial_weights(trial_config(sweep.space, {}).initial_weights, runs)
     claim(home, SWEEP_FILE, sweep)
+    forget_errors(store.join(home, "training"))
     results = _tuner(sweep, plan, runs, initial_weights).fit()
+    for result in results:
+        folder = store.join(home, "training", _trial_id(result))
+        if result.error is not None and read_error(folder) is None:  # its own process could not write it
+            write_error(folder, result.error)
     if results.num_terminated + results.num_errors < sweep.space.num_trials:
         raise ValueError(
             f"the search {sweep.name!r} was interrupted after {results.num_terminated} of {sweep.space.num_trials} "
@@ -159,6 +167,18 @@ def run_trial(sampled: dict[str, Any], *, sweep: Sweep, plan: Plan, home: str, i
     config = trial_config(sweep.space, sampled)
     spec = run_spec(trial, config, sweep.data, initial_weights, plan.resources, sweep.space.recovery)
     folder = store.join(home, "training", trial)
+    if (error := read_error(folder)) is not None:  # Tune tries again after whatever a trial raises
+        raise TrialFailedError(first_line(error))
+    try:
+        _train_trial(spec, folder)
+    except ray.exceptions.RayActorError:  # a process was lost, nothing failed: for Tune to start again
+        raise
+    except Exception as error:
+        raise TrialFailedError(write_error(folder, error)) from error
+
+
+def _train_trial(spec: RunSpec, folder: str) -> None:
+    """A trial's run, from where it is."""
     claim(folder, RUN_FILE, spec)
     epochs_done = max((epochs_in(metrics) for _, metrics in kept_checkpoints(folder)), default=0)
     for metrics in read_epochs(folder):
@@ -166,7 +186,7 @@ def run_trial(sampled: dict[str, Any], *, sweep: Sweep, plan: Plan, home: str, i
         if metrics["epoch"] <= epochs_done:
             ray.tune.report(metrics)
     callbacks = [EpochLog(folder, spec.config.epochs), EpochReports()]
-    torch_trainer(spec, store.join(home, "training"), callbacks).fit()
+    torch_trainer(spec, store.parent(folder), callbacks).fit()
 
 
 class EpochReports(TuneReportCallback):
@@ -243,6 +263,7 @@ def _tuner(sweep: Sweep, plan: Plan, runs: str, initial_weights: str | None) -> 
             name=sweep.name,
             storage_path=runs,
             verbose=0,
+            failure_config=ray.tune.FailureConfig(max_failures=space.recovery.max_failures),
             callbacks=[TrialTable(space.num_trials, trial_config(space, {}).epochs, list(space.search))],
         ),
     )

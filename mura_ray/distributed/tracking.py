@@ -4,7 +4,6 @@ import json
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +26,9 @@ PROGRESS_EVERY_S = 15.0
 STATUS_STYLES = {"RUNNING": "cyan", "TERMINATED": "green", "ERROR": "red"}
 
 
-@dataclass(frozen=True)
-class LiveTrial:
-    """What Tune says of a trial: its status, and where it failed, Tune's own log of that."""
-
-    status: str
-    error: str | None = None
-
-
-LIVE: dict[str, LiveTrial] = {}
-"""The trials of the search that this process runs, by id. Here, because a search that continues brings its callbacks back
-from storage: none of them can be told of anything in this process."""
+STATUS: dict[str, str] = {}
+"""What Tune says of the trials of the search that this process runs, by id. Not in `TrialTable`: a search that continues
+takes its callbacks from storage, so that nobody in this process holds the one at work."""
 
 
 class TrialTable(ray.tune.Callback):
@@ -52,7 +43,6 @@ class TrialTable(ray.tune.Callback):
     def __init__(self, num_trials: int, epochs: int, searched: list[str]) -> None:
         self._num_trials, self._epochs, self._searched = num_trials, epochs, searched
         self._best: dict[str, tuple[float, int]] = {}
-        self._failed: set[str] = set()
         self._epochs_seen = 0
         self._started = 0.0
         self._live: Live | None = None
@@ -64,8 +54,7 @@ class TrialTable(ray.tune.Callback):
     def setup(self, *_: Any, **__: Any) -> None:
         """Called once before the first trial."""
         self._started, self._epochs_seen = time.monotonic(), 0
-        self._failed.clear()
-        LIVE.clear()
+        STATUS.clear()
         if sys.stdout.isatty():
             self._live = Live(refresh_per_second=1)
             self._live.start()
@@ -91,20 +80,19 @@ class TrialTable(ray.tune.Callback):
         self._show(trials, f"{trial.trial_id} done")
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """A trial's process was lost and starts again; or training failed, which that process will find and say."""
+        """A trial raised, or its own process was lost; Tune is about to start it again."""
         if TrialFailedError.__name__ in Path(trial.error_file).read_text(errors="replace"):
-            self._tell_failed(trials, trial)
+            trial.run_metadata.num_failures = trial.max_failures  # the next process finds the trial's log, and no more
         else:
-            self._show(trials, f"{trial.trial_id} lost its process; it continues elsewhere")
+            self._show(trials, f"{trial.trial_id} lost its process; it continues in another")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """A trial failed."""
-        LIVE[trial.trial_id] = LiveTrial(trial.status, Path(trial.error_file).read_text(errors="replace"))
-        self._tell_failed(trials, trial)
+        """A trial failed for good."""
+        self._show(trials, f"{trial.trial_id} FAILED; its log is training/{trial.trial_id}/{ERROR_FILE}")
 
     def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
         """All trials ended, or the search was interrupted."""
-        _note(trials)
+        self._note(trials)
         if self._live is not None:
             self._live.update(self._table(trials))
             self._live.stop()
@@ -112,17 +100,15 @@ class TrialTable(ray.tune.Callback):
         else:
             Console(width=140).print(self._table(trials))
 
-    def _tell_failed(self, trials: list[Any], trial: Any) -> None:
-        told = trial.trial_id in self._failed
-        self._failed.add(trial.trial_id)
-        self._show(trials, "" if told else f"{trial.trial_id} FAILED; its log is training/{trial.trial_id}/{ERROR_FILE}")
-
     def _show(self, trials: list[Any], line: str) -> None:
-        _note(trials)
+        self._note(trials)
         if self._live is not None:
             self._live.update(self._table(trials))
-        elif line:
+        else:
             print(f"[search] {line}", flush=True)
+
+    def _note(self, trials: list[Any]) -> None:
+        STATUS.update({trial.trial_id: trial.status for trial in trials})
 
     def _settings(self, trial: Any) -> str:
         return ", ".join(f"{name} {_short(trial.config.get(name))}" for name in self._searched)
@@ -202,12 +188,6 @@ class EpochLog(ray.train.UserCallback):
             self._writer = SummaryWriter(str(store.resolve(folder)))
         _add_scalars(self._writer, rows[-1])
         self._writer.flush()
-
-
-def _note(trials: list[Any]) -> None:
-    for trial in trials:
-        before = LIVE.get(trial.trial_id)
-        LIVE[trial.trial_id] = LiveTrial(trial.status, before.error if before else None)
 
 
 def _add_scalars(writer: SummaryWriter, row: dict[str, Any]) -> None:

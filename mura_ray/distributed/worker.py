@@ -19,7 +19,7 @@ from mura_ray.config import Settings, TrialConfig
 from mura_ray.data.cache import local_split
 from mura_ray.data.loader import Batch, SplitLoader
 from mura_ray.data.manifest import manifest_sha256, read_manifest
-from mura_ray.distributed.faults import StopWhereRetriesAreInVain
+from mura_ray.distributed.faults import StopAtNonFiniteLoss
 from mura_ray.distributed.recovery import STANDS_STILL_FOR_S, CheckpointClock, Recovery, log_samples
 from mura_ray.distributed.tracking import copy_printer, step_printer
 from mura_ray.domain import weights_matrix
@@ -72,7 +72,7 @@ def run_spec(
         recovery: how it comes through faults.
 
     Raises:
-        ValueError: settings that do not fit the data set, or more workers than images in a batch.
+        ValueError: settings that do not fit the data set or the resources, or more workers than images in a batch.
     """
     manifest = read_manifest(data)
     if config.image_size != manifest.image_size:
@@ -87,6 +87,7 @@ def run_spec(
         raise ValueError(
             f"{resources.workers} workers share a batch of {config.batch_size} images: raise batch_size or take fewer"
         )
+    loop.compile_mode(config, "cuda" if resources.gpus_per_worker else "cpu", resources.workers)
     num_train = manifest.splits["train"].num_images
     if num_train < config.batch_size:
         raise ValueError(f"the training split has {num_train} images, less than one batch of {config.batch_size}")
@@ -125,7 +126,7 @@ def torch_trainer(
         run_config=ray.train.RunConfig(
             name=spec.trial,
             storage_path=storage,
-            callbacks=[StopWhereRetriesAreInVain(), *callbacks],
+            callbacks=[StopAtNonFiniteLoss(), *callbacks],
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # one line a report and worker is too much
             failure_config=ray.train.FailureConfig(
                 max_failures=spec.recovery.max_failures, max_preemption_failures=spec.recovery.max_preemptions
@@ -191,7 +192,7 @@ def _prepare(spec: RunSpec, paths: Mapping[str, Path]) -> loop.Run:
     def split_loader(split: str) -> SplitLoader:
         return SplitLoader(
             paths[split],
-            batch_size=config.batch_size,
+            batch_size=config.batch_size if split == "train" else max(config.batch_size, loop.VALIDATION_BATCH),
             rank=rank,
             world_size=workers,
             shuffle=split == "train",

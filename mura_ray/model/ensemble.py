@@ -5,11 +5,9 @@ Knows no Ray, no HTTP and no files of radiographs: gray pixels in, probabilities
 
 import hashlib
 import json
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +21,7 @@ from mura_ray.domain import MemberPrediction, StudyPrediction, ViewPrediction
 from mura_ray.images import resize_gray
 from mura_ray.model.checkpoint import MODEL, network_from_bytes, read_meta
 from mura_ray.model.densenet import AbnormalityNet
+from mura_ray.revision import git_revision
 
 FORMAT_VERSION = 1
 DESCRIPTION = "ensemble.json"
@@ -114,7 +113,7 @@ def write_ensemble(
         members=tuple(described),
         data_id=data_id,
         data_manifest_sha256=data_manifest_sha256,
-        git_revision=_git_revision(),
+        git_revision=git_revision(),
         created=datetime.now(UTC).isoformat(timespec="microseconds"),
     )
     description = description.model_copy(update={"id": _content_id(description.model_dump(mode="json"))})
@@ -313,17 +312,3 @@ def _same_ensemble(dest: str, new: EnsembleDescription) -> EnsembleDescription:
     if old.model_dump(exclude=ignored) != new.model_dump(exclude=ignored):
         raise ValueError(f"{dest} holds another ensemble ({old.id}), which is never changed: choose another name")
     return old
-
-
-def _git_revision() -> str:
-    """The commit of this program's own repository, with "-dirty" where it was changed since; "unknown" without one."""
-    here = Path(__file__).resolve()
-    try:
-        for arguments in (
-            ["ls-files", "--error-unmatch", here.name],
-            ["describe", "--always", "--dirty", "--abbrev=40"],
-        ):
-            done = subprocess.run(["git", *arguments], cwd=here.parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()

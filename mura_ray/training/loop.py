@@ -6,9 +6,10 @@ nothing but speed and the statistics of BatchNorm.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, cast
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -18,8 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 from mura_ray.config import TrialConfig
 from mura_ray.data.augment import augment, to_unit
 from mura_ray.data.loader import Batch, SplitLoader
+from mura_ray.data.prefetch import prefetch, to_device
 from mura_ray.model.densenet import AbnormalityNet
-from mura_ray.model.loss import weighted_bce_sum
+from mura_ray.model.loss import bce_sum, image_weights
 
 OnBatch = Callable[[Batch], None]
 """Called after the step of each global batch with this worker's part of it."""
@@ -27,9 +29,32 @@ OnBatch = Callable[[Batch], None]
 CHECK_EVERY = {"cpu": 1, "cuda": 32}
 """Steps between looks at the losses: on a GPU each look waits for all the work that was queued."""
 
+VALIDATION_BATCH = 32
+"""Images of a global batch in validation, unless training has more: a forward pass of 8 leaves most of a GPU idle."""
+
+
+class Inputs(NamedTuple):
+    """What a step takes, on the device: images, float32 [n, 1, S, S] in 0 to 1, labels and weights in the loss, [n]."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    weights: torch.Tensor
+
 
 class NonFiniteLossError(ValueError):
-    """A loss became NaN or infinite. It would again: a run is the same each time."""
+    """A loss became NaN or infinite. It would again: a run is the same each time. Its `args`: what, where, the batch."""
+
+    def __str__(self) -> str:
+        """What, with where and with which settings."""
+        return "\n".join(self.args[:2])
+
+
+class BatchLoss(NamedTuple):
+    """Of one global batch, this worker's part: the loss is a scalar on the device that nothing has waited for."""
+
+    batch: int
+    sample_ids: list[int]
+    loss: torch.Tensor
 
 
 @dataclass
@@ -51,9 +76,10 @@ class Progress:
 class Run:
     """What one worker holds for the life of a run.
 
-    `network` is the bare network, `model` the same inside DistributedDataParallel where there are several workers.
-    `class_weights` is float32 [7, 2], indexed [study type, label], on the device. `loss_sum` is float64 [], what this
-    worker adds to the progress's.
+    `network` is the bare network, which validates and is saved. `model` is the same one as it trains: inside
+    DistributedDataParallel where there are several workers, and compiled where that is asked for.
+    `class_weights` is float32 [7, 2], indexed [study type, label], on the host. `loss_sum` is float64 [], what this
+    worker adds to the progress's. `unchecked` are losses that nobody has looked at yet.
     """
 
     config: TrialConfig
@@ -67,6 +93,7 @@ class Run:
     schedule: torch.optim.lr_scheduler.ReduceLROnPlateau
     progress: Progress
     loss_sum: torch.Tensor
+    unchecked: list[BatchLoss] = field(default_factory=list)
 
 
 def num_workers() -> int:
@@ -82,7 +109,15 @@ def prepare_run(
     class_weights: torch.Tensor,
     device: torch.device,
 ) -> Run:
-    """Puts a network on its device, in DDP where there are several workers, with its optimiser and schedule."""
+    """Puts a network on its device, in DDP where there are several workers, with its optimiser and schedule.
+
+    Raises:
+        ValueError: a way to compile that this device or this number of workers does not have.
+    """
+    compiled = compile_mode(config, device.type, num_workers())
+    # Of the whole process, and on a CPU of no effect. Without these lines torch has convolutions of fp32 use TF32.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = config.precision == "tf32"
+    torch.backends.cudnn.benchmark = True  # pays because all batches of a run have one shape
     network = network.to(device)
     if config.channels_last:
         network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -90,7 +125,19 @@ def prepare_run(
     if num_workers() > 1:
         if config.sync_batch_norm and device.type == "cuda":
             network = cast(AbnormalityNet, nn.SyncBatchNorm.convert_sync_batchnorm(network))
-        model = DistributedDataParallel(network, device_ids=[device] if device.type == "cuda" else None)
+        # It all-reduces the gradients bucket by bucket, beside the rest of the backward pass; as views of the buckets
+        # they need no copy of their own. Training reads no running statistics: `validate` sends them round, not every
+        # step. `static_graph` would gain nothing where every parameter has a gradient at every step.
+        model = DistributedDataParallel(
+            network,
+            device_ids=[device] if device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            forward_sync_buffers=False,
+        )
+    if compiled != "none":
+        # The graphs are those of the forward and the backward pass, so that Adam need not be `capturable`.
+        mode = "reduce-overhead" if compiled == "graphs" else None
+        model = cast(nn.Module, torch.compile(model, dynamic=False, mode=mode))
     optimiser = torch.optim.Adam(
         network.parameters(),
         lr=config.learning_rate,
@@ -101,9 +148,27 @@ def prepare_run(
     schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimiser, mode="min", factor=config.lr_factor, patience=config.lr_patience
     )
-    class_weights = class_weights.to(device)
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     return Run(config, train, valid, class_weights, device, network, model, optimiser, schedule, Progress(), loss_sum)
+
+
+def compile_mode(config: TrialConfig, device_type: str, workers: int) -> Literal["none", "kernels", "graphs"]:
+    """How a trial's network is compiled on so many workers.
+
+    Raises:
+        ValueError: as the setting says it cannot be.
+    """
+    on_gpu = device_type == "cuda"
+    if config.compile == "auto":
+        return "graphs" if on_gpu and workers == 1 else "none"
+    if config.compile == "graphs" and not on_gpu:
+        raise ValueError("compile: graphs needs a GPU: use compile: auto, which takes graphs where there is one")
+    if config.compile != "none" and on_gpu and workers > 1 and config.sync_batch_norm:
+        raise ValueError(
+            f"compile: {config.compile} on {workers} GPUs: each synchronised BatchNorm waits for the other GPUs, which "
+            "no graph can hold; use compile: auto or none, one worker a trial, or sync_batch_norm: false"
+        )
+    return config.compile
 
 
 def train_epoch(run: Run, epoch: int, on_batch: OnBatch | None = None) -> float:
@@ -121,60 +186,81 @@ def train_epoch(run: Run, epoch: int, on_batch: OnBatch | None = None) -> float:
         NonFiniteLossError: a loss is not finite.
     """
     run.model.train()
+    with closing(train_inputs(run, epoch)) as batches:
+        for batch, inputs in batches:
+            loss = train_step(run, inputs, batch.global_size)
+            run.loss_sum += loss
+            run.progress.batches_done = batch.index + 1
+            # Not the batch itself: the loader uses its memory again once nobody refers to any part of it.
+            run.unchecked.append(BatchLoss(batch.index, batch.sample_ids.tolist(), loss))
+            if len(run.unchecked) >= CHECK_EVERY[run.device.type]:
+                _check_finite(run)
+            if on_batch is not None:
+                on_batch(batch)
+    gather_loss(run)
+    return run.progress.loss_sum / (run.train.num_batches * run.config.batch_size)
+
+
+def train_inputs(run: Run, epoch: int) -> Generator[tuple[Batch, Inputs], None, None]:
+    """The batches of an epoch, from where the run is, augmented on the device, one ahead of the step."""
     weights = run.class_weights if run.config.weighted_loss else torch.ones_like(run.class_weights)
-    recent: list[tuple[Batch, torch.Tensor]] = []
-    for batch in run.train.epoch(epoch, start=run.progress.batches_done):
+
+    def prepare(batch: Batch) -> Inputs:
         images = augment(
-            batch.images.to(run.device, non_blocking=True),
+            to_device(batch.images, run.device),
             batch.sample_ids,
             seed=run.config.seed,
             epoch=epoch,
             settings=run.config.augmentation,
         )
-        loss = weighted_bce_sum(
-            _forward(run, run.model, images), batch.labels.to(run.device), batch.type_index.to(run.device), weights
-        )
-        run.optimiser.zero_grad(set_to_none=True)
-        # DDP averages the workers' gradients; this makes that average the gradient of the mean over the global batch.
-        (loss * (num_workers() / batch.global_size)).backward()
-        run.optimiser.step()
-        run.loss_sum += loss.detach()
-        run.progress.batches_done = batch.index + 1
-        recent.append((batch, loss.detach()))
-        if len(recent) >= CHECK_EVERY[run.device.type]:
-            _check_finite(run, epoch, recent)
-            recent.clear()
-        if on_batch is not None:
-            on_batch(batch)
-    _check_finite(run, epoch, recent)
-    gather_loss(run)
-    return run.progress.loss_sum / (run.train.num_batches * run.config.batch_size)
+        return _inputs(run, batch, images, weights)
+
+    return prefetch(run.train.epoch(epoch, start=run.progress.batches_done), prepare, run.device)
+
+
+def train_step(run: Run, inputs: Inputs, global_size: int) -> torch.Tensor:
+    """One step of the optimiser.
+
+    Args:
+        run: this worker's run; its model is in training mode.
+        inputs: this worker's part of a global batch. Their shape is the same at every step.
+        global_size: images of the global batch, over all workers.
+
+    Returns:
+        The loss, summed over this worker's images: float32 [], on the device; nothing has waited for it.
+    """
+    # Before the forward pass, which ends the life of the last step's gradients where they lie in a CUDA graph's memory.
+    run.optimiser.zero_grad(set_to_none=True)
+    loss = bce_sum(_forward(run, run.model, inputs.images), inputs.labels, inputs.weights)
+    # DDP averages the workers' gradients; this makes that average the gradient of the mean over the global batch.
+    (loss * (num_workers() / global_size)).backward()
+    run.optimiser.step()
+    return loss.detach()
 
 
 def gather_loss(run: Run) -> None:
     """Adds the workers' losses since the last time to the progress. All of them call it at the same batch.
 
     Raises:
-        NonFiniteLossError: the sum is not finite.
+        NonFiniteLossError: one of this worker's is not finite.
     """
+    _check_finite(run)
     run.progress.loss_sum += _sum_over_workers(run.loss_sum)
     run.loss_sum.zero_()
-    if not math.isfinite(run.progress.loss_sum):
-        place = f"up to batch {run.progress.batches_done - 1} of epoch {run.progress.epochs_done + 1}"
-        raise _not_finite(run, f"training loss became {run.progress.loss_sum} {place}")
 
 
-def _check_finite(run: Run, epoch: int, recent: Sequence[tuple[Batch, torch.Tensor]]) -> None:
-    losses = torch.stack([loss for _, loss in recent]).tolist() if recent else []
-    for (batch, _), loss in zip(recent, losses, strict=True):
+def _check_finite(run: Run) -> None:
+    losses = torch.stack([part.loss for part in run.unchecked]).tolist() if run.unchecked else []
+    for part, loss in zip(run.unchecked, losses, strict=True):
         if not math.isfinite(loss):
-            what = f"training loss became {loss} at batch {batch.index} of epoch {epoch}"
-            raise _not_finite(run, what, f"sample ids: {batch.sample_ids.tolist()}\n")
+            what = f"training loss became {loss} at batch {part.batch} of epoch {run.progress.epochs_done + 1}"
+            raise _not_finite(run, what, f"sample ids: {part.sample_ids}\n", part.batch)
+    run.unchecked.clear()
 
 
-def _not_finite(run: Run, what: str, details: str = "") -> NonFiniteLossError:
+def _not_finite(run: Run, what: str, where: str = "", batch: int = -1) -> NonFiniteLossError:
     remedy = "a smaller learning_rate, or precision: fp32, is the usual remedy"
-    return NonFiniteLossError(f"the {what}; {remedy}\n{details}settings: {run.config}")
+    return NonFiniteLossError(f"the {what}; {remedy}", f"{where}settings: {run.config}", batch)
 
 
 @torch.no_grad()
@@ -182,19 +268,22 @@ def validate(run: Run) -> float:
     """The paper's weighted loss, mean over all images of the validation split, each seen once by one worker.
 
     It is the weighted loss whatever a run trains with, so that all runs of a search are ranked by the same quantity.
+    The network runs uncompiled: it would be compiled once more without gradients, and again for a smaller last batch.
 
     Raises:
         NonFiniteLossError: it is not finite.
     """
+
+    def prepare(batch: Batch) -> Inputs:
+        return _inputs(run, batch, to_unit(to_device(batch.images, run.device)), run.class_weights)
+
     _share_buffers(run.network)
     run.network.eval()
     total = torch.zeros((), dtype=torch.float64, device=run.device)
-    for batch in run.valid.epoch():
-        if len(batch.labels):
-            logits = _forward(run, run.network, to_unit(batch.images.to(run.device, non_blocking=True)))
-            total += weighted_bce_sum(
-                logits, batch.labels.to(run.device), batch.type_index.to(run.device), run.class_weights
-            )
+    with closing(prefetch(run.valid.epoch(), prepare, run.device)) as batches:
+        for _, inputs in batches:
+            if len(inputs.labels):
+                total += bce_sum(_forward(run, run.network, inputs.images), inputs.labels, inputs.weights)
     val_loss = _sum_over_workers(total) / run.valid.num_images
     if not math.isfinite(val_loss):
         raise _not_finite(run, f"validation loss became {val_loss} after epoch {run.progress.epochs_done + 1}")
@@ -239,6 +328,11 @@ def restore_run(run: Run, network_state: dict[str, torch.Tensor], state: dict[st
     run.schedule.load_state_dict(state["schedule"])
     run.progress = Progress(**state["progress"])
     torch.set_rng_state(state["rng"])
+
+
+def _inputs(run: Run, batch: Batch, images: torch.Tensor, class_weights: torch.Tensor) -> Inputs:
+    weights = image_weights(batch.labels, batch.type_index, class_weights)
+    return Inputs(images, to_device(batch.labels, run.device), to_device(weights, run.device))
 
 
 def _forward(run: Run, model: nn.Module, images: torch.Tensor) -> torch.Tensor:

@@ -1,8 +1,10 @@
 """What doctor finds on sound machines, data and storage, and on broken ones."""
 
 import hashlib
+import json
 import os
 import shutil
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,7 +122,47 @@ def test_all_well_in_s3(proxy: Proxy, server: str, data: Path, capsys: pytest.Ca
 def test_what_is_not_given_is_skipped(capsys: pytest.CaptureFixture[str]) -> None:
     assert doctor.main([]) == 0
     skipped = [line for line in lines_of(capsys, "note") if "skipped" in line]
-    assert [line.split()[1] for line in skipped] == ["clock", "data", "runs"]
+    assert [line.split()[1] for line in skipped] == ["clock", "data", "runs", "cluster"]
+
+
+def test_a_cluster_that_was_asked_for_but_does_not_run_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor.main(["--cluster"]) == 1
+    (failure,) = lines_of(capsys, "FAIL")
+    assert failure.startswith("FAIL cluster none runs on this machine")
+    assert doctor.main(["--no-cluster"]) == 0
+    assert "cluster" not in {line.split()[1] for line in capsys.readouterr().out.splitlines()}
+
+
+def test_a_cluster_that_cannot_be_joined_is_told_of_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # bound, but it does not listen
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        started = time.monotonic()
+        assert doctor.main([]) == 1
+    assert time.monotonic() - started < 60, "Ray itself tries for minutes"
+    (failure,) = lines_of(capsys, "FAIL")
+    assert f"cannot join the Ray cluster at {address}" in failure
+    assert "nothing answers there" in failure
+    assert "RAY_AUTH_MODE=token" in failure
+
+
+def test_shards_that_are_yet_to_be_made_are_no_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, source = str(tmp_path / "shards"), str(tmp_path / "radiographs")
+    assert doctor.main(["--data", data, "--source", source]) == 0
+    assert f"note data nothing at {data} yet" in lines_of(capsys, "note")[3]
+    assert doctor.main(["--data", data]) == 1
+
+
+def test_everything_as_json(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (data / "manifest.json").unlink()
+    assert doctor.main(["--data", str(data), "--json"]) == 1
+    said = json.loads(capsys.readouterr().out)
+    assert said["cluster"] is None
+    (failure,) = [finding for finding in said["findings"] if finding["status"] == "FAIL"]
+    assert failure["check"] == "data"
 
 
 def test_every_damaged_shard_is_named(
@@ -294,7 +336,7 @@ def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_torch_and_ffcv_work_here(probes: None) -> None:
-    found = by_check([*checks.check_torch(), *checks.check_ffcv()])
+    found = by_check([*checks.check_torch()[1], *checks.check_ffcv()])
     assert found.pop("cuda") in ("ok", "note")
     assert found == {"torch": "ok", "ffcv": "ok"}
 
@@ -303,10 +345,10 @@ def test_a_broken_installation_is_told_of(probes: None, tmp_path: Path, monkeypa
     (tmp_path / "numba.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
     (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so: no such file')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    (crash,), (failure,) = checks.check_ffcv(), checks.check_torch()
+    (crash,), (failure,) = checks.check_ffcv(), checks.check_torch()[1]
     assert (crash.status, crash.detail) == ("FAIL", "crashed with SIGSEGV")
     assert (failure.status, failure.detail) == ("FAIL", "ImportError: libcudart.so: no such file")
     assert "setup-node.sh" in crash.remedy
     monkeypatch.setattr(checks, "PROBE_TIMEOUT_S", 0.01)
-    (hung,) = checks.check_torch()
+    (hung,) = checks.check_torch()[1]
     assert (hung.status, hung.detail) == ("FAIL", "hangs: no answer in 0 s")

@@ -225,7 +225,7 @@ def test_no_ensemble_there(tmp_path: Path):
 
 def test_written_again_it_stays_as_it_is(home: Path, copy: Path, monkeypatch: pytest.MonkeyPatch):
     before = (copy / "ensemble.json").read_bytes()
-    monkeypatch.setattr(module, "_git_revision", lambda: "a later commit")
+    monkeypatch.setattr(module, "git_revision", lambda: "a later commit")
     assert write(copy, sources(home)) == read_description(str(copy))
     assert (copy / "ensemble.json").read_bytes() == before
 
@@ -281,30 +281,3 @@ def test_newest_is_the_one_created_last(home: Path, tmp_path: Path):
     os.utime(tmp_path / "z-first" / "ensemble" / "ensemble.json")  # copied or touched later, created earlier
     (tmp_path / "unfinished" / "ensemble").mkdir(parents=True)
     assert newest_ensemble(str(tmp_path)) == str(tmp_path / "a-second" / "ensemble")
-
-
-@pytest.mark.parametrize("tracked", [True, False])
-def test_revision_is_that_of_the_programs_own_repository(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tracked: bool
-):
-    def git(*arguments: str) -> str:
-        identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
-        return subprocess.run(
-            ["git", *identity, *arguments], cwd=tmp_path, check=True, capture_output=True, text=True
-        ).stdout.strip()
-
-    (tmp_path / "ensemble.py").write_text("")
-    (tmp_path / "other.py").write_text("")
-    git("init")
-    git("add", "ensemble.py" if tracked else "other.py")  # untracked: installed into somebody else's repository
-    git("commit", "-m", "first")
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "ensemble.py"))
-    assert module._git_revision() == (git("rev-parse", "HEAD") if tracked else "unknown")
-    if tracked:
-        (tmp_path / "ensemble.py").write_text("changed")
-        assert module._git_revision() == git("rev-parse", "HEAD") + "-dirty"
-
-
-def test_revision_without_git(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("PATH", "")
-    assert module._git_revision() == "unknown"

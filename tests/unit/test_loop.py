@@ -1,8 +1,6 @@
 """The loop on a network of a few weights, without BatchNorm, so that numbers can be compared exactly."""
 
-import math
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,8 +12,9 @@ import torch.multiprocessing
 from torch import nn
 
 from mura_ray.config import Augmentation, TrialConfig
-from mura_ray.data.loader import Batch, worker_slice
+from mura_ray.data.loader import Batch
 from mura_ray.training import loop
+from tests.batches import MemoryLoader
 
 SIZE, NUM_IMAGES = 32, 24
 CONFIG = TrialConfig(
@@ -23,30 +22,6 @@ CONFIG = TrialConfig(
     augmentation=Augmentation(inversion_probability=0.5, rotation_deg=10),
 )  # fmt: skip
 WEIGHTS = torch.tensor([[0.4, 0.6]]).repeat(7, 1)
-
-
-class MemoryLoader:
-    """Batches from memory, with the loader's way of sharing them among workers."""
-
-    def __init__(self, num_images: int, rank: int = 0, world_size: int = 1) -> None:
-        generator = np.random.default_rng(5)
-        self.images = generator.integers(0, 256, (num_images, 1, SIZE, SIZE), dtype=np.uint8)
-        self.labels = generator.integers(0, 2, num_images)
-        self.num_images, self.num_batches = num_images, math.ceil(num_images / CONFIG.batch_size)
-        self._rank, self._world_size = rank, world_size
-
-    def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-        for index in range(start, self.num_batches):
-            rows = np.arange(self.num_images)[index * CONFIG.batch_size : (index + 1) * CONFIG.batch_size]
-            mine = rows[worker_slice(CONFIG.batch_size, self._rank, self._world_size)]
-            yield Batch(
-                images=torch.from_numpy(self.images[mine]),
-                labels=torch.from_numpy(self.labels[mine]).float(),
-                type_index=torch.from_numpy(mine % 7),
-                sample_ids=torch.from_numpy(mine),
-                index=index,
-                global_size=len(rows),
-            )
 
 
 class TinyNetwork(nn.Module):
@@ -61,7 +36,7 @@ class TinyNetwork(nn.Module):
 
 
 def make_run(config: TrialConfig = CONFIG, rank: int = 0, world_size: int = 1, num_valid: int = 20) -> loop.Run:
-    train, valid = MemoryLoader(NUM_IMAGES, rank, world_size), MemoryLoader(num_valid, rank, world_size)
+    train, valid = (MemoryLoader(number, SIZE, rank=rank, world_size=world_size) for number in (NUM_IMAGES, num_valid))
     return loop.prepare_run(
         config, cast(Any, TinyNetwork()), cast(Any, train), cast(Any, valid), WEIGHTS, torch.device("cpu")
     )
@@ -75,19 +50,23 @@ def train_two_epochs(run: loop.Run) -> dict[str, Any]:
     return {"losses": losses, "weight": run.network.layer.weight.detach().clone()}  # pyright: ignore
 
 
-def _worker(rank: int, world_size: int, port: int, folder: str) -> None:
+def _worker(rank: int, world_size: int, port: int, folder: str, compiled: str) -> None:
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
-    torch.save(train_two_epochs(make_run(rank=rank, world_size=world_size)), f"{folder}/{rank}.pt")
+    config = TrialConfig.model_validate(CONFIG.model_dump() | {"compile": compiled})
+    torch.save(train_two_epochs(make_run(config, rank, world_size)), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_the_number_of_workers_changes_neither_weights_nor_losses(tmp_path: Path, world_size: int) -> None:
+@pytest.mark.parametrize(("world_size", "compiled"), [(2, "none"), (3, "none"), (2, "kernels")])
+def test_the_number_of_workers_changes_neither_weights_nor_losses(
+    tmp_path: Path, world_size: int, compiled: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no pool of processes in each worker
     expected = train_two_epochs(make_run())
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_worker, (world_size, port, str(tmp_path)), nprocs=world_size)  # pyright: ignore
+    torch.multiprocessing.spawn(_worker, (world_size, port, str(tmp_path), compiled), nprocs=world_size)  # pyright: ignore
     for rank in range(world_size):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert np.allclose(found["losses"], expected["losses"], rtol=1e-5)
