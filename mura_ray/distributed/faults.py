@@ -1,7 +1,7 @@
 """Trials that fail: which faults are worth another try, and the log that a failed trial leaves.
 
-Ray Train continues a run whose workers failed, and Tune a trial whose own process was lost, each `Recovery.max_failures`
-times. What neither mends is the trial's failure, and stands in `<runs>/<name>/training/<trial>/error.txt`.
+Ray Train continues a run whose workers failed, and Tune a trial whose own process was lost: `Recovery.max_failures`
+times each. What neither mends is the trial's failure, and stands in `<runs>/<name>/training/<trial>/error.txt`.
 """
 
 import traceback
@@ -66,11 +66,17 @@ def first_line(log: str) -> str:
     return log.partition("\n")[0]
 
 
-def forget_errors(training: str) -> None:
-    """Removes the logs of failed trials, which are then tried again.
+def read_errors(training: str) -> dict[str, str]:
+    """The logs of a search's failed trials, by trial.
 
     Args:
         training: URI of the folder with a folder for each trial.
     """
     trials = [entry.name for entry in store.tree(training).entries() if entry.is_folder]
-    store.remove_files([store.join(training, trial, ERROR_FILE) for trial in trials])
+    logs = {trial: read_error(store.join(training, trial)) for trial in trials}
+    return {trial: log for trial, log in logs.items() if log is not None}
+
+
+def forget_errors(training: str) -> None:
+    """Removes the logs of a search's failed trials, which are then tried again."""
+    store.remove_files([store.join(training, trial, ERROR_FILE) for trial in read_errors(training)])

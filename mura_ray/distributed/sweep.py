@@ -1,14 +1,14 @@
 """The search: trials under Ray Tune, each a run under Ray Train, and at the end the ensemble of the best.
 
 Everything of a search lies under `<runs>/<name>/`: `sweep.json` (what was asked for), Tune's own state, a folder
-`training/<trial>/` with each trial's settings (run.json), log (epochs.jsonl, TensorBoard) and checkpoints, and
-`ensemble/`, written last.
+`training/<trial>/` with each trial's settings (run.json), log (epochs.jsonl, TensorBoard), checkpoints and, where it
+failed, error.txt, the page `sweep.html`, and `ensemble/`, written last.
 """
 
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ from mura_ray.data.manifest import manifest_sha256, read_manifest
 from mura_ray.distributed.faults import TrialFailedError, first_line, forget_errors, read_error, write_error
 from mura_ray.distributed.naming import RUN_FILE, SWEEP_FILE, check_claim, claim
 from mura_ray.distributed.space import Space, param_space, scheduler, searcher, trial_config
+from mura_ray.distributed.trackers import Tracker
 from mura_ray.distributed.tracking import EpochLog, TrialTable, is_epoch, read_epochs
+from mura_ray.distributed.watch import SweepView, Watch
 from mura_ray.distributed.worker import Resources, RunSpec, checkpoint_uri, run_spec, torch_trainer
 from mura_ray.model.densenet import prepare_initial_weights
 from mura_ray.model.ensemble import MemberSource, write_ensemble
@@ -106,13 +108,14 @@ def describe_sweep(name: str, space: Space, data: str) -> Sweep:
     return sweep
 
 
-def run_sweep(sweep: Sweep, plan: Plan, runs: str) -> str:
-    """Runs a search, or continues it where one of the same name was interrupted, and writes its ensemble.
+def run_sweep(sweep: Sweep, plan: Plan, runs: str, trackers: Sequence[Tracker] = ()) -> str:
+    """Runs a search, or continues it where one of the same name was interrupted, and writes its ensemble and its page.
 
     Args:
         sweep: what to search.
         plan: how, on this cluster.
         runs: URI under which `<name>/` is written.
+        trackers: to be told of the trials, besides TensorBoard.
 
     Returns:
         URI of the ensemble.
@@ -123,8 +126,15 @@ def run_sweep(sweep: Sweep, plan: Plan, runs: str) -> str:
     home = store.join(runs, sweep.name)
     ensemble = store.join(home, "ensemble")
     check_claim(home, SWEEP_FILE, sweep, same=("space", "data_id"))
-    if store.exists(store.join(ensemble, "ensemble.json")):
-        return ensemble
+    view = SweepView(home, sweep.name, sweep.space, sweep.data, trackers)
+    with Watch(view.look, trackers):
+        if not store.exists(store.join(ensemble, "ensemble.json")):
+            _search(sweep, plan, runs)
+    return ensemble
+
+
+def _search(sweep: Sweep, plan: Plan, runs: str) -> None:
+    home = store.join(runs, sweep.name)
     initial_weights = prepare_initial_weights(trial_config(sweep.space, {}).initial_weights, runs)
     claim(home, SWEEP_FILE, sweep)
     forget_errors(store.join(home, "training"))
@@ -140,7 +150,7 @@ def run_sweep(sweep: Sweep, plan: Plan, runs: str) -> str:
         )
     members = choose_members(eligible_candidates(results, home), sweep.space.ensemble_size)
     write_ensemble(
-        ensemble,
+        store.join(home, "ensemble"),
         [
             MemberSource(
                 trial=member.trial,
@@ -154,7 +164,6 @@ def run_sweep(sweep: Sweep, plan: Plan, runs: str) -> str:
         data_id=sweep.data_id,
         data_manifest_sha256=manifest_sha256(sweep.data),
     )
-    return ensemble
 
 
 def run_trial(sampled: dict[str, Any], *, sweep: Sweep, plan: Plan, home: str, initial_weights: str | None) -> None:

@@ -14,8 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-TRACKERS = ("tensorboard", "mlflow", "wandb")
-PACKAGES = {"mlflow": "mlflow-skinny", "wandb": "wandb"}
+TRACKERS = ("mlflow", "wandb")
 TRIAL_TAG, MEMBER_TAG, ENSEMBLE_TAG, ERROR_TAG = (
     "mura_ray.trial", "mura_ray.member", "mura_ray.ensemble", "mura_ray.error",
 )  # fmt: skip
@@ -62,41 +61,30 @@ class Tracker(Protocol):
         ...
 
 
-def parse_trackers(values: Sequence[str]) -> list[str]:
-    """Names of trackers, from an option that may be repeated and may hold several.
+def check_installed(names: Sequence[str]) -> None:
+    """Checks that the packages of trackers are there.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: one is missing.
     """
-    names = [name.strip() for value in values for name in value.split(",") if name.strip()]
     for name in names:
-        if name not in TRACKERS:
-            raise ValueError(f"--track {name!r}: choose from {', '.join(TRACKERS)}; several with commas between them")
-    return list(dict.fromkeys(names))
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(f"--track {name} needs the package {name}, an extra of this project: pip install {name}")
 
 
 def open_trackers(names: Sequence[str], experiment: str) -> list[Tracker]:
-    """Trackers of a search or run, each checked: before anything starts.
+    """Trackers of a search or run, each checked before anything starts.
 
     Args:
-        names: of the trackers; TensorBoard, which is always written, needs none.
+        names: of the trackers.
         experiment: name of the search or run.
 
     Raises:
         ValueError: a package or a key is missing, or a server cannot be reached, with the remedy.
     """
-    for name in names:
-        if name in PACKAGES and importlib.util.find_spec(name) is None:
-            raise ValueError(
-                f"--track {name} needs a package that is not installed: pip install {PACKAGES[name]}, or this project "
-                f"as mura-ray[{name}]"
-            )
-    opened: list[Tracker] = []
-    if "mlflow" in names:
-        opened.append(MlflowTracker(experiment))
-    if "wandb" in names:
-        opened.append(WandbTracker(experiment))
-    return opened
+    check_installed(names)
+    kinds = {"mlflow": MlflowTracker, "wandb": WandbTracker}
+    return [kinds[name](experiment) for name in dict.fromkeys(names)]
 
 
 def without_secrets(text: str) -> str:

@@ -25,10 +25,9 @@ EPOCHS_FILE = "epochs.jsonl"
 PROGRESS_EVERY_S = 15.0
 STATUS_STYLES = {"RUNNING": "cyan", "TERMINATED": "green", "ERROR": "red"}
 
-
 STATUS: dict[str, str] = {}
-"""What Tune says of the trials of the search that this process runs, by id. Not in `TrialTable`: a search that continues
-takes its callbacks from storage, so that nobody in this process holds the one at work."""
+"""What Tune says of the trials of this process's search, by id. Not in `TrialTable`: a search that continues takes its
+callbacks from storage, so that nobody here holds the one at work."""
 
 
 class TrialTable(ray.tune.Callback):
@@ -81,7 +80,8 @@ class TrialTable(ray.tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         """A trial raised, or its own process was lost; Tune is about to start it again."""
-        if TrialFailedError.__name__ in Path(trial.error_file).read_text(errors="replace"):
+        last = Path(trial.error_file).read_text(errors="replace").rpartition("Failure # ")[2]
+        if TrialFailedError.__name__ in last:
             trial.run_metadata.num_failures = trial.max_failures  # the next process finds the trial's log, and no more
         else:
             self._show(trials, f"{trial.trial_id} lost its process; it continues in another")

@@ -49,7 +49,7 @@ class Line:
 
 def curves(lines: Sequence[Line], epochs: int) -> str:
     """Validation losses by epoch; those to highlight in colours and with their names at the right."""
-    left, right, top, bottom = 58, 120, 16, 42
+    left, right, top, bottom = 58, 150, 16, 42
     low, high, cut = loss_range([loss for line in lines for _, loss in line.points])
     x = _scale(1, max(epochs, 2), left + 8, WIDTH - right)
     y = _scale(low, high, CURVES_HEIGHT - bottom, top)
@@ -58,7 +58,9 @@ def curves(lines: Sequence[Line], epochs: int) -> str:
         parts.append(f'<line class="grid" x1="{left}" x2="{WIDTH - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
         parts.append(f'<text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
     for epoch in [tick for tick in nice_ticks(1, max(epochs, 2), 12) if tick == int(tick)]:
-        parts.append(f'<text x="{x(epoch):.1f}" y="{CURVES_HEIGHT - bottom + 20}" text-anchor="middle">{epoch:g}</text>')
+        parts.append(
+            f'<text x="{x(epoch):.1f}" y="{CURVES_HEIGHT - bottom + 20}" text-anchor="middle">{epoch:g}</text>'
+        )
     parts.append(f'<text x="{(left + WIDTH - right) / 2}" y="{CURVES_HEIGHT - 6}" text-anchor="middle">epoch</text>')
     labels = []
     for line in sorted(lines, key=lambda line: -1 if line.place is None else 100 - line.place):
@@ -216,5 +218,3 @@ def _axis(name: str, ticks: Sequence[tuple[float, str]], x: float, bottom: float
 def _svg(height: int, label: str, parts: Sequence[str]) -> str:
     body = "\n".join(parts)
     return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(label)}">\n{body}\n</svg>'
-
-

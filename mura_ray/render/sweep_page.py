@@ -16,9 +16,9 @@ TAIL_LINES = 40
 """Of a failed trial's log on the page; the log itself is complete."""
 
 COST = (
-    "Cost is workers × GPUs (or CPUs) of a worker × the time of the epochs that trials logged, training and validation. "
-    "It leaves out what an epoch that was never finished took, the start of workers, copies of the data set and "
-    "work done again after faults."
+    "Cost is workers × GPUs (or CPUs) of a worker × the time of the epochs that trials logged, training and "
+    "validation. It leaves out epochs that were never finished, the start of workers, copies of the data set and work "
+    "done again after faults."
 )
 DISCLAIMER = "Research software. Not a medical device: not for diagnosis, triage or treatment."
 
@@ -133,12 +133,12 @@ def sweep_page(sweep: Sweep, updated: str) -> str:
 
 
 _CURVES_HINT = (
-    "Each epoch is a point. In colour: the trials of the ensemble, with a ring around the epoch that counts. "
+    "Each epoch is a point. In colour: the ensemble, or the lowest so far, with a ring around the epoch that counts. "
     "Point at a trial to follow it; a click keeps it."
 )
 _PARALLEL_HINT = (
-    "Each trial is a line through the settings that it drew, to its lowest validation loss. Those of the ensemble are "
-    "thicker, failed ones dashed."
+    "Each trial is a line through the settings that it drew, to its lowest validation loss. Those in colour above "
+    "are thicker, failed ones dashed."
 )
 
 
@@ -273,17 +273,20 @@ def _failures(sweep: Sweep) -> str:
         return ""
     parts = []
     for trial in failed:
-        lines = (trial.error or "").rstrip().splitlines()
+        why, _, details = (trial.error or "its log is not written yet").partition("\n\n")
+        lines = details.rstrip().splitlines()
         tail = "\n".join(lines[-TAIL_LINES:])
         left_out = f" (its last {TAIL_LINES} lines of {len(lines)})" if len(lines) > TAIL_LINES else ""
         parts.append(
             f'<article data-t="{escape(trial.id)}"><h3>{escape(trial.id)}</h3>'
-            f"<p class=why>{escape(lines[0] if lines else 'no log was left')}</p>"
+            f"<p class=why>{escape(why)}</p>"
             f"<details><summary>log{left_out}: <code>{escape(trial.log)}</code></summary>"
             f"<pre>{escape(tail)}</pre></details></article>"
         )
     return _section(
-        "Failed trials", "\n".join(parts), "Each was tried again as often as the space file's recovery says, where that can help."
+        "Failed trials",
+        "\n".join(parts),
+        "Each was tried again as often as the space file's recovery says, where that can help.",
     )
 
 
@@ -354,7 +357,7 @@ td:first-child, th:first-child { padding-left: .6rem; }
 tr.member td:first-child { box-shadow: inset 4px 0 var(--c); font-weight: 600; }
 tr.failed td { color: var(--alarm); }
 tbody tr.hot td { background: color-mix(in srgb, var(--accent) 16%, transparent); }
-.why { margin: 0; color: var(--alarm); overflow-wrap: anywhere; }
+.why { margin: 0; white-space: pre-line; color: var(--alarm); overflow-wrap: anywhere; }
 pre { overflow-x: auto; padding: .6rem; border: 1px solid var(--line); border-radius: .5rem; background: var(--raised);
   white-space: pre-wrap; overflow-wrap: anywhere; }
 code, pre { font: .85rem/1.45 ui-monospace, monospace; }

@@ -6,7 +6,7 @@ nothing but speed and the statistics of BatchNorm.
 """
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple, cast
@@ -42,10 +42,10 @@ class Inputs(NamedTuple):
 
 
 class NonFiniteLossError(ValueError):
-    """A loss became NaN or infinite. It would again: a run is the same each time. Its `args`: what, where, the batch."""
+    """A loss became NaN or infinite, and would again. Its `args`: what; where and with what; number of the batch."""
 
     def __str__(self) -> str:
-        """What, with where and with which settings."""
+        """All but the number."""
         return "\n".join(self.args[:2])
 
 
