@@ -14,7 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-TRACKERS = ("mlflow", "wandb")
+PACKAGES = {"mlflow": "mlflow-skinny", "wandb": "wandb"}
+TRACKERS = tuple(PACKAGES)
 TRIAL_TAG, MEMBER_TAG, ENSEMBLE_TAG, ERROR_TAG = (
     "mura_ray.trial", "mura_ray.member", "mura_ray.ensemble", "mura_ray.error",
 )  # fmt: skip
@@ -69,7 +70,7 @@ def check_installed(names: Sequence[str]) -> None:
     """
     for name in names:
         if importlib.util.find_spec(name) is None:
-            raise ValueError(f"--track {name} needs the package {name}, an extra of this project: pip install {name}")
+            raise ValueError(f"--track {name} needs a package that is not installed: pip install {PACKAGES[name]}")
 
 
 def open_trackers(names: Sequence[str], experiment: str) -> list[Tracker]:
