@@ -183,7 +183,7 @@ def run_trial(sampled: dict[str, Any], *, sweep: Sweep, plan: Plan, home: str, i
     except ray.exceptions.RayActorError:  # a process was lost, nothing failed: for Tune to start again
         raise
     except Exception as error:
-        raise TrialFailedError(write_error(folder, error)) from error
+        raise TrialFailedError(write_error(folder, error)) from None
 
 
 def _train_trial(spec: RunSpec, folder: str) -> None:

@@ -5,6 +5,7 @@ the trial's id where a search continues. They are brought up to date from what t
 could not be told while a server was away is told later.
 """
 
+import importlib
 import importlib.util
 import os
 import re
@@ -16,10 +17,8 @@ from typing import Any, Protocol
 
 PACKAGES = {"mlflow": "mlflow-skinny", "wandb": "wandb"}
 TRACKERS = tuple(PACKAGES)
-TRIAL_TAG, MEMBER_TAG, ENSEMBLE_TAG, ERROR_TAG = (
-    "mura_ray.trial", "mura_ray.member", "mura_ray.ensemble", "mura_ray.error",
-)  # fmt: skip
-
+TRIAL_TAG = "mura_ray.trial"
+OUR_TAGS = MEMBER_TAG, ENSEMBLE_TAG, ERROR_TAG = "mura_ray.member", "mura_ray.ensemble", "mura_ray.error"
 METRICS = ("val_loss", "train_loss", "learning_rate", "epoch_s")
 
 
@@ -111,11 +110,8 @@ class MlflowTracker:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        import mlflow.entities
-        import mlflow.tracking
-
-        self._entities = mlflow.entities
-        self._client = mlflow.tracking.MlflowClient()
+        self._entities: Any = importlib.import_module("mlflow.entities")
+        self._client: Any = importlib.import_module("mlflow.tracking").MlflowClient()
         self._runs: dict[str, _MlflowRun] = {}
         self.place = without_secrets(self._client.tracking_uri)
         try:
@@ -139,6 +135,8 @@ class MlflowTracker:
         tags = _tags(run)
         if tags != known.tags:
             self._client.log_batch(known.id, tags=[self._entities.RunTag(*tag) for tag in tags.items()])
+            for gone in known.tags.keys() - tags.keys():  # a failed trial that was tried again
+                self._client.delete_tag(known.id, gone)
             known.tags = tags
         if run.status != known.status:
             self._client.update_run(known.id, status=run.status.upper())
@@ -154,12 +152,13 @@ class MlflowTracker:
             logged = self._client.get_metric_history(run_id, "val_loss")
             epoch = max((metric.step for metric in logged), default=0)
             status = found[0].info.status.lower()
+            tags = {name: value for name, value in found[0].data.tags.items() if name in OUR_TAGS}
         else:
             created = self._client.create_run(self._experiment, run_name=run.name, tags={TRIAL_TAG: run.id})
-            run_id, epoch, status = created.info.run_id, 0, "running"
+            run_id, epoch, status, tags = created.info.run_id, 0, "running", {}
             params = [self._entities.Param(key, str(value)) for key, value in run.config.items()]
             self._client.log_batch(run_id, params=params)
-        self._runs[run.id] = _MlflowRun(run_id, epoch, status, {})
+        self._runs[run.id] = _MlflowRun(run_id, epoch, status, tags)
         return self._runs[run.id]
 
 
@@ -186,8 +185,7 @@ class WandbTracker:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its dependencies, at their import
-            import wandb
-
+            wandb: Any = importlib.import_module("wandb")
         settings = wandb.setup().settings
         is_offline = settings.mode in ("offline", "disabled")
         if not is_offline and not settings.api_key:

@@ -233,7 +233,7 @@ def _table(sweep: Sweep) -> str:
             f"<td class=n>{f'{trial.best[1]} of {len(trial.epochs)}' if trial.best else ''}</td>",
             f"<td>{escape(_status(sweep, trial))}</td>",
             f"<td class=n>{duration(trial.seconds)}</td>",
-            f"<td class=n>{trial.hours(kind):.2f}</td>",
+            f"<td class=n>{_hours(trial.hours(kind))}</td>",
             *(f"<td class=n>{escape(short(trial.settings[name]))}</td>" for name in names),
         ]
         kinds = " ".join(["member"] * (trial.id in best) + ["failed"] * (trial.status == "failed"))
@@ -297,7 +297,11 @@ def _cost_kind(sweep: Sweep) -> Literal["CPU", "GPU"]:
 def _total_cost(sweep: Sweep) -> str:
     kind = _cost_kind(sweep)
     total = sum(trial.hours(kind) for trial in sweep.trials)
-    return f"{total:.2f} {kind}-hours{'' if kind == 'GPU' else ' (no GPUs)'}"
+    return f"{_hours(total)} {kind}-hours{'' if kind == 'GPU' else ' (no GPUs)'}"
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.2f}" if hours >= 0.1 else f"{hours:.2g}"
 
 
 def short(value: Any) -> str:

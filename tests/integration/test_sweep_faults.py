@@ -23,10 +23,10 @@ SPACE: dict[str, Any] = {
     "num_trials": 2,
     "ensemble_size": 1,
     "workers_per_trial": 2,
-    "seed": 1,
+    "seed": 0,
     "fixed": {"image_size": 64, "initial_weights": "random", "batch_size": 8, "epochs": 3},
     # Too much for float32: the first step makes every weight NaN.
-    "search": {"weight_decay": {"choice": [0.0, 1.0e39]}, "learning_rate": {"log_uniform": [1e-4, 1e-3]}},
+    "search": {"learning_rate": {"log_uniform": [1e-4, 1e-3]}, "weight_decay": {"choice": [0.0, 1.0e39]}},
 }
 
 
@@ -56,7 +56,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str, 
         search = subprocess.Popen(
             [*command, "--runs", f"{folder}/runs", "--name", "search"], stdout=out, stderr=subprocess.STDOUT
         )
-    deadline = time.monotonic() + 400
+    deadline = time.monotonic() + 500
     while not (begun := list(home.glob("training/*/epochs.jsonl"))):
         assert search.poll() is None, log.read_text()
         assert time.monotonic() < deadline, log.read_text()

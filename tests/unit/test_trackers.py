@@ -40,12 +40,10 @@ def test_a_tracker_that_fails_is_warned_of_once(capsys: pytest.CaptureFixture[st
 
 @pytest.fixture
 def mlflow_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    pytest.importorskip("mlflow")
-    import mlflow.tracking
-
+    mlflow = pytest.importorskip("mlflow.tracking")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
-    return mlflow.tracking.MlflowClient()
+    return mlflow.MlflowClient()
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:mlflow")
@@ -64,12 +62,17 @@ def test_mlflow_continues_the_run_of_a_trial_that_continues(mlflow_client: Any) 
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:mlflow")
-def test_mlflow_says_why_a_trial_failed(mlflow_client: Any) -> None:
+def test_mlflow_says_why_a_trial_failed_until_it_is_tried_again(mlflow_client: Any) -> None:
     (tracker,) = open_trackers(["mlflow"], "search")
     tracker.sync(TrackedRun("a_1", "a_1", CONFIG, EPOCHS, "failed", error="the training loss became nan"))
     (run,) = mlflow_client.search_runs([mlflow_client.get_experiment_by_name("search").experiment_id])
     assert run.info.status == "FAILED"
     assert run.data.tags[trackers.ERROR_TAG] == "the training loss became nan"
+    (tracker,) = open_trackers(["mlflow"], "search")
+    tracker.sync(TrackedRun("a_1", "a_1", CONFIG, EPOCHS, "running"))
+    run = mlflow_client.get_run(run.info.run_id)
+    assert run.info.status == "RUNNING"
+    assert trackers.ERROR_TAG not in run.data.tags
 
 
 def test_wandb_without_a_key_names_it_and_the_offline_mode(monkeypatch: pytest.MonkeyPatch) -> None:
