@@ -58,7 +58,7 @@ def write_error(folder: str, error: BaseException) -> str:
 def read_error(folder: str) -> str | None:
     """A failed trial's log; None where it did not fail."""
     uri = store.join(folder, ERROR_FILE)
-    return store.read_bytes(uri).decode(errors="replace") if store.exists(uri) else None
+    return store.read_bytes(uri).decode(errors="replace") if store.is_file(uri) else None
 
 
 def first_line(log: str) -> str:
