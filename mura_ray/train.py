@@ -1,6 +1,7 @@
 """`python -m mura_ray.train`: one training run with the paper's recipe."""
 
 import argparse
+import hashlib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -11,10 +12,13 @@ from pydantic import ValidationError
 from mura_ray import cli, store
 from mura_ray.config import Locations, Settings, TrialConfig, explain, nested
 from mura_ray.data.manifest import read_manifest
+from mura_ray.distributed.faults import ERROR_FILE, write_error
 from mura_ray.distributed.naming import RUN_FILE, check_claim, check_name, claim
 from mura_ray.distributed.recovery import Recovery
 from mura_ray.distributed.session import cluster_capacity, ray_session
+from mura_ray.distributed.trackers import TRACKERS, check_installed, open_trackers
 from mura_ray.distributed.tracking import EpochLog, is_epoch
+from mura_ray.distributed.watch import Watch, watch_run
 from mura_ray.distributed.worker import Resources, checkpoint_uri, run_spec, torch_trainer
 from mura_ray.model.checkpoint import read_meta
 from mura_ray.model.densenet import prepare_initial_weights
@@ -48,12 +52,15 @@ def main(argv: list[str] | None = None) -> int:
                         help="how it comes through faults, e.g. checkpoint_steps=200; may be repeated")  # fmt: skip
     parser.add_argument("--cpus-per-worker", type=int, default=1, help="(default: %(default)s)")
     parser.add_argument("--gpus-per-worker", type=float, help="default: one where the cluster has GPUs")
+    parser.add_argument("--track", action="append", default=[], choices=TRACKERS,
+                        help="log the run there too, beside TensorBoard; may be repeated")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
     return cli.run(lambda: _train(parser.parse_args(argv)))
 
 
 def _train(arguments: argparse.Namespace) -> None:
     data, runs = cli.location(arguments.data, "data"), cli.location(arguments.runs, "runs")
+    check_installed(arguments.track)
     config = parse_settings(arguments.settings, TrialConfig, "--set")
     recovery = parse_settings(arguments.recovery, Recovery, "--recovery")
     with ray_session():
@@ -77,18 +84,23 @@ def _train(arguments: argparse.Namespace) -> None:
         check_claim(home, RUN_FILE, spec, same=("config", "data_id"))
         if arguments.dry_run:
             return
+        trackers = open_trackers(arguments.track, spec.trial)
         weights = prepare_initial_weights(config.initial_weights, runs)
         spec = spec.model_copy(update={"initial_weights": weights})
         claim(home, RUN_FILE, spec)
         log = EpochLog(home, config.epochs)
-        try:
-            result = torch_trainer(spec, runs, [log]).fit()
-        except SystemExit as error:  # what Ray Train makes of Ctrl-C
-            raise KeyboardInterrupt from error
-        except ray.train.TrainingFailedError as error:
-            raise ValueError(
-                f"the run failed; the same command continues it from its latest checkpoint: {error}"
-            ) from error
+        store.remove_files([store.join(home, ERROR_FILE)])
+        run_id = f"{spec.trial}-{hashlib.sha256(home.encode()).hexdigest()[:8]}"
+        with Watch(watch_run(home, spec, run_id, trackers), trackers):
+            try:
+                result = torch_trainer(spec, runs, [log]).fit()
+            except SystemExit as error:  # what Ray Train makes of Ctrl-C
+                raise KeyboardInterrupt from error
+            except ray.train.TrainingFailedError as error:
+                raise ValueError(
+                    f"the run failed: {write_error(home, error)}\nits log: {store.join(home, ERROR_FILE)}\nthe same "
+                    "command continues it from its latest checkpoint"
+                ) from error
         checkpoints = [pair for pair in result.best_checkpoints or [] if is_epoch(pair[1])]
         best, checkpoint_metrics = min(checkpoints, key=lambda pair: pair[1]["val_loss"])
         uri = checkpoint_uri(best, runs)

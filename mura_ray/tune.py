@@ -8,10 +8,13 @@ import yaml
 from mura_ray import cli, convert, store
 from mura_ray.config import Locations
 from mura_ray.data.manifest import read_manifest
+from mura_ray.distributed.faults import ERROR_FILE, first_line, read_errors
 from mura_ray.distributed.naming import check_name
 from mura_ray.distributed.session import cluster_capacity, ray_session
 from mura_ray.distributed.space import Space, read_space, trial_config
 from mura_ray.distributed.sweep import Plan, Sweep, describe_sweep, plan_sweep, run_sweep
+from mura_ray.distributed.trackers import TRACKERS, check_installed, open_trackers
+from mura_ray.distributed.watch import PAGE_FILE
 from mura_ray.model.ensemble import read_description
 
 SPACES = Path(__file__).resolve().parent.parent / "tune_spaces"
@@ -40,6 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--format", default="mura", choices=convert.FORMATS, help="of --source (default: %(default)s)")
     parser.add_argument("--name", help="name of the search (default: the space file's name and the data set's id)")
+    parser.add_argument("--track", action="append", default=[], choices=TRACKERS,
+                        help="log the trials there too, beside TensorBoard; may be repeated")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and the plan, and stop")
     return cli.run(lambda: _tune(parser.parse_args(argv)))
 
@@ -47,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
 def _tune(arguments: argparse.Namespace) -> None:
     data, runs = cli.location(arguments.data, "data"), cli.location(arguments.runs, "runs")
     space = read_space(arguments.space)
+    check_installed(arguments.track)
     with ray_session(worker_logs=False):  # the table of trials tells what they do
         _convert_once(data, arguments)
         name = check_name(arguments.name or f"{Path(arguments.space).stem}-{read_manifest(data).id[:8]}")
@@ -55,12 +61,22 @@ def _tune(arguments: argparse.Namespace) -> None:
         _print_plan(sweep, plan)
         if arguments.dry_run:
             return
-        ensemble = run_sweep(sweep, plan, runs)
+        trackers = open_trackers(arguments.track, name)
+        try:
+            ensemble = run_sweep(sweep, plan, runs, trackers)
+        finally:
+            _print_failed(store.join(runs, name, "training"))
+            print(f"page: {store.join(runs, name, PAGE_FILE)}")
     description = read_description(ensemble)
     print(f"ensemble {description.id}: {ensemble}")
     for member in description.members:
         print(f"  {member.trial}: validation loss {member.val_loss:.4f}, epoch {member.epoch}")
     print(f"TensorBoard: tensorboard --logdir {store.join(runs, name)}")
+
+
+def _print_failed(training: str) -> None:
+    for trial, log in read_errors(training).items():
+        print(f"{trial} failed: {first_line(log)}\n  its log: {store.join(training, trial, ERROR_FILE)}")
 
 
 def _convert_once(data: str, arguments: argparse.Namespace) -> None:

@@ -125,8 +125,11 @@ class FaultLog(ray.train.UserCallback):
         """Workers failed, or their node did."""
         reasons = {str(rank): str(error).strip()[-REASON_CHARS:] for rank, error in sorted(worker_exceptions.items())}
         row = json.dumps({"time": time.time(), "workers": reasons}).encode() + b"\n"
-        rows = store.read_bytes(self._uri) if store.exists(self._uri) else b""
-        store.write_bytes(self._uri, rows + row)
+        try:  # what a callback raises would end the run
+            rows = store.read_bytes(self._uri) if store.exists(self._uri) else b""
+            store.write_bytes(self._uri, rows + row)
+        except OSError as error:
+            print(f"{run_context.run_config.name}: cannot note the fault in {self._uri}: {error}", flush=True)
         first = next(iter(reasons.values())).splitlines() or [""]
         print(f"{run_context.run_config.name} lost {len(reasons)} worker(s): {first[-1]}", flush=True)
 

@@ -1,18 +1,19 @@
 """The search: trials under Ray Tune, each a run under Ray Train, and at the end the ensemble of the best.
 
 Everything of a search lies under `<runs>/<name>/`: `sweep.json` (what was asked for), Tune's own state, a folder
-`training/<trial>/` with each trial's settings (run.json), log (epochs.jsonl, TensorBoard) and checkpoints, and
-`ensemble/`, written last.
+`training/<trial>/` with each trial's settings (run.json), log (epochs.jsonl, TensorBoard), checkpoints and, where it
+failed, error.txt, the page `sweep.html`, and `ensemble/`, written last.
 """
 
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
+import ray.exceptions
 import ray.train
 import ray.tune
 from ray.tune.integration.ray_train import TuneReportCallback
@@ -20,11 +21,14 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from mura_ray import store
 from mura_ray.config import Settings
 from mura_ray.data.manifest import manifest_sha256, read_manifest
+from mura_ray.distributed.faults import TrialFailedError, first_line, forget_errors, read_error, write_error
 from mura_ray.distributed.naming import RUN_FILE, SWEEP_FILE, check_claim, claim
 from mura_ray.distributed.recovery import log_event
 from mura_ray.distributed.space import Space, param_space, scheduler, searcher, trial_config
+from mura_ray.distributed.trackers import Tracker
 from mura_ray.distributed.tracking import EpochLog, TrialTable, is_epoch, read_epochs
-from mura_ray.distributed.worker import Resources, checkpoint_uri, run_spec, torch_trainer
+from mura_ray.distributed.watch import SweepView, Watch
+from mura_ray.distributed.worker import Resources, RunSpec, checkpoint_uri, run_spec, torch_trainer
 from mura_ray.model.densenet import prepare_initial_weights
 from mura_ray.model.ensemble import MemberSource, write_ensemble
 from mura_ray.training.selection import Candidate, choose_members
@@ -105,13 +109,14 @@ def describe_sweep(name: str, space: Space, data: str) -> Sweep:
     return sweep
 
 
-def run_sweep(sweep: Sweep, plan: Plan, runs: str) -> str:
-    """Runs a search, or continues it where one of the same name was interrupted, and writes its ensemble.
+def run_sweep(sweep: Sweep, plan: Plan, runs: str, trackers: Sequence[Tracker] = ()) -> str:
+    """Runs a search, or continues it where one of the same name was interrupted, and writes its ensemble and its page.
 
     Args:
         sweep: what to search.
         plan: how, on this cluster.
         runs: URI under which `<name>/` is written.
+        trackers: to be told of the trials, besides TensorBoard.
 
     Returns:
         URI of the ensemble.
@@ -122,11 +127,23 @@ def run_sweep(sweep: Sweep, plan: Plan, runs: str) -> str:
     home = store.join(runs, sweep.name)
     ensemble = store.join(home, "ensemble")
     check_claim(home, SWEEP_FILE, sweep, same=("space", "data_id"))
-    if store.exists(store.join(ensemble, "ensemble.json")):
-        return ensemble
+    view = SweepView(home, sweep.name, sweep.space, sweep.data, trackers)
+    with Watch(view.look, trackers):
+        if not store.exists(store.join(ensemble, "ensemble.json")):
+            _search(sweep, plan, runs)
+    return ensemble
+
+
+def _search(sweep: Sweep, plan: Plan, runs: str) -> None:
+    home = store.join(runs, sweep.name)
     initial_weights = prepare_initial_weights(trial_config(sweep.space, {}).initial_weights, runs)
     claim(home, SWEEP_FILE, sweep)
+    forget_errors(store.join(home, "training"))
     results = _tuner(sweep, plan, runs, initial_weights).fit()
+    for result in results:
+        folder = store.join(home, "training", _trial_id(result))
+        if result.error is not None and read_error(folder) is None:  # its own process could not write it
+            write_error(folder, result.error)
     if results.num_terminated + results.num_errors < sweep.space.num_trials:
         raise ValueError(
             f"the search {sweep.name!r} was interrupted after {results.num_terminated} of {sweep.space.num_trials} "
@@ -134,7 +151,7 @@ def run_sweep(sweep: Sweep, plan: Plan, runs: str) -> str:
         )
     members = choose_members(eligible_candidates(results, home), sweep.space.ensemble_size)
     write_ensemble(
-        ensemble,
+        store.join(home, "ensemble"),
         [
             MemberSource(
                 trial=member.trial,
@@ -148,7 +165,6 @@ def run_sweep(sweep: Sweep, plan: Plan, runs: str) -> str:
         data_id=sweep.data_id,
         data_manifest_sha256=manifest_sha256(sweep.data),
     )
-    return ensemble
 
 
 def run_trial(sampled: dict[str, Any], *, sweep: Sweep, plan: Plan, home: str, initial_weights: str | None) -> None:
@@ -161,15 +177,27 @@ def run_trial(sampled: dict[str, Any], *, sweep: Sweep, plan: Plan, home: str, i
     config = trial_config(sweep.space, sampled)
     spec = run_spec(trial, config, sweep.data, initial_weights, plan.resources, sweep.space.recovery)
     folder = store.join(home, "training", trial)
+    if (error := read_error(folder)) is not None:  # Tune tries again after whatever a trial raises
+        raise TrialFailedError(first_line(error))
+    try:
+        _train_trial(spec, folder)
+    except ray.exceptions.RayActorError:  # a process was lost, nothing failed: for Tune to start again
+        raise
+    except Exception as error:
+        raise TrialFailedError(write_error(folder, error)) from None
+
+
+def _train_trial(spec: RunSpec, folder: str) -> None:
+    """A trial's run, from where it is."""
     claim(folder, RUN_FILE, spec)
     epochs_done = max((epochs_in(metrics) for _, metrics in kept_checkpoints(folder)), default=0)
     for metrics in read_epochs(folder):
         # A trial that continues: Tune forgot what it reported, and takes a trial without any report for a failed one.
         if metrics["epoch"] <= epochs_done:
             ray.tune.report(metrics)
-    log_event(trial, "begun")
+    log_event(spec.trial, "begun")
     callbacks = [EpochLog(folder, spec.config.epochs), EpochReports()]
-    torch_trainer(spec, store.join(home, "training"), callbacks).fit()
+    torch_trainer(spec, store.parent(folder), callbacks).fit()
 
 
 class EpochReports(TuneReportCallback):
@@ -246,6 +274,7 @@ def _tuner(sweep: Sweep, plan: Plan, runs: str, initial_weights: str | None) -> 
             name=sweep.name,
             storage_path=runs,
             verbose=0,
+            failure_config=ray.tune.FailureConfig(max_failures=space.recovery.max_failures),
             callbacks=[TrialTable(space.num_trials, trial_config(space, {}).epochs, list(space.search))],
         ),
     )

@@ -18,11 +18,16 @@ from mura_ray import store
 from mura_ray.config import TrialConfig
 from mura_ray.data.cache import Progress as CopyProgress
 from mura_ray.data.loader import Batch
+from mura_ray.distributed.faults import ERROR_FILE, TrialFailedError
 from mura_ray.training.loop import OnBatch
 
 EPOCHS_FILE = "epochs.jsonl"
 PROGRESS_EVERY_S = 15.0
 STATUS_STYLES = {"RUNNING": "cyan", "TERMINATED": "green", "ERROR": "red"}
+
+STATUS: dict[str, str] = {}
+"""What Tune says of the trials of this process's search, by id. Not in `TrialTable`: a search that continues takes its
+callbacks from storage, so that nobody here holds the one at work."""
 
 
 class TrialTable(ray.tune.Callback):
@@ -48,6 +53,7 @@ class TrialTable(ray.tune.Callback):
     def setup(self, *_: Any, **__: Any) -> None:
         """Called once before the first trial."""
         self._started, self._epochs_seen = time.monotonic(), 0
+        STATUS.clear()
         if sys.stdout.isatty():
             self._live = Live(refresh_per_second=1)
             self._live.start()
@@ -72,12 +78,21 @@ class TrialTable(ray.tune.Callback):
         """A trial ended well, by itself or stopped early by the scheduler."""
         self._show(trials, f"{trial.trial_id} done")
 
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        """A trial raised, or its own process was lost; Tune is about to start it again."""
+        last = Path(trial.error_file).read_text(errors="replace").rpartition("Failure # ")[2]
+        if TrialFailedError.__name__ in last:
+            trial.run_metadata.num_failures = trial.max_failures  # the next process finds the trial's log, and no more
+        else:
+            self._show(trials, f"{trial.trial_id} lost its process; it continues in another")
+
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        """A trial failed."""
-        self._show(trials, f"{trial.trial_id} FAILED; its log is {trial.error_file}")
+        """A trial failed for good."""
+        self._show(trials, f"{trial.trial_id} FAILED; its log is training/{trial.trial_id}/{ERROR_FILE}")
 
     def on_experiment_end(self, trials: list[Any], **_: Any) -> None:
         """All trials ended, or the search was interrupted."""
+        self._note(trials)
         if self._live is not None:
             self._live.update(self._table(trials))
             self._live.stop()
@@ -86,10 +101,14 @@ class TrialTable(ray.tune.Callback):
             Console(width=140).print(self._table(trials))
 
     def _show(self, trials: list[Any], line: str) -> None:
+        self._note(trials)
         if self._live is not None:
             self._live.update(self._table(trials))
         else:
             print(f"[search] {line}", flush=True)
+
+    def _note(self, trials: list[Any]) -> None:
+        STATUS.update({trial.trial_id: trial.status for trial in trials})
 
     def _settings(self, trial: Any) -> str:
         return ", ".join(f"{name} {_short(trial.config.get(name))}" for name in self._searched)

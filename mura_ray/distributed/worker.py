@@ -20,6 +20,7 @@ from mura_ray.config import Settings, TrialConfig
 from mura_ray.data.cache import local_split
 from mura_ray.data.loader import Batch, SplitLoader
 from mura_ray.data.manifest import manifest_sha256, read_manifest
+from mura_ray.distributed.faults import StopAtNonFiniteLoss
 from mura_ray.distributed.interface import ClusterTorchConfig
 from mura_ray.distributed.recovery import (
     STANDS_STILL_FOR_S,
@@ -139,7 +140,8 @@ def torch_trainer(
         run_config=ray.train.RunConfig(
             name=spec.trial,
             storage_path=storage,
-            callbacks=[*callbacks, FaultLog(store.join(storage, spec.trial))],
+            # The last may end the run; the one before it has kept by then why.
+            callbacks=[*callbacks, FaultLog(store.join(storage, spec.trial)), StopAtNonFiniteLoss()],
             logging_config=ray.train.LoggingConfig(log_level="WARNING"),  # one line a report and worker is too much
             failure_config=ray.train.FailureConfig(
                 max_failures=spec.recovery.max_failures, max_preemption_failures=spec.recovery.max_preemptions
@@ -192,6 +194,7 @@ def _train_epoch(spec: RunSpec, run: loop.Run, clock: CheckpointClock) -> dict[s
         "train_loss": train_loss,
         "learning_rate": learning_rate,
         "epoch_s": time.monotonic() - started,
+        "workers": loop.num_workers(),
     }
 
 

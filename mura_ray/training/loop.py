@@ -6,9 +6,9 @@ nothing but speed and the statistics of BatchNorm.
 """
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -41,6 +41,22 @@ class Inputs(NamedTuple):
     weights: torch.Tensor
 
 
+class NonFiniteLossError(ValueError):
+    """A loss became NaN or infinite, and would again. Its `args`: what; where and with what; number of the batch."""
+
+    def __str__(self) -> str:
+        """All but the number."""
+        return "\n".join(self.args[:2])
+
+
+class BatchLoss(NamedTuple):
+    """Of one global batch, this worker's part: the loss is a scalar on the device that nothing has waited for."""
+
+    batch: int
+    sample_ids: list[int]
+    loss: torch.Tensor
+
+
 @dataclass
 class Progress:
     """Where a run is. Epochs count from 1; `epochs_done` of them are complete, and `batches_done` of the next.
@@ -63,7 +79,7 @@ class Run:
     `network` is the bare network, which validates and is saved. `model` is the same one as it trains: inside
     DistributedDataParallel where there are several workers, and compiled where that is asked for.
     `class_weights` is float32 [7, 2], indexed [study type, label], on the host. `loss_sum` is float64 [], what this
-    worker adds to the progress's.
+    worker adds to the progress's. `unchecked` are losses that nobody has looked at yet.
     """
 
     config: TrialConfig
@@ -77,6 +93,7 @@ class Run:
     schedule: torch.optim.lr_scheduler.ReduceLROnPlateau
     progress: Progress
     loss_sum: torch.Tensor
+    unchecked: list[BatchLoss] = field(default_factory=list)
 
 
 def num_workers() -> int:
@@ -166,23 +183,20 @@ def train_epoch(run: Run, epoch: int, on_batch: OnBatch | None = None) -> float:
         The mean training loss per image, over all workers and all batches of the epoch.
 
     Raises:
-        ValueError: a loss is not finite.
+        NonFiniteLossError: a loss is not finite.
     """
     run.model.train()
-    recent: list[_Loss] = []
     with closing(train_inputs(run, epoch)) as batches:
         for batch, inputs in batches:
             loss = train_step(run, inputs, batch.global_size)
             run.loss_sum += loss
             run.progress.batches_done = batch.index + 1
             # Not the batch itself: the loader uses its memory again once nobody refers to any part of it.
-            recent.append(_Loss(batch.index, batch.sample_ids.tolist(), loss))
-            if len(recent) >= CHECK_EVERY[run.device.type]:
-                _check_finite(run, epoch, recent)
-                recent.clear()
+            run.unchecked.append(BatchLoss(batch.index, batch.sample_ids.tolist(), loss))
+            if len(run.unchecked) >= CHECK_EVERY[run.device.type]:
+                _check_finite(run)
             if on_batch is not None:
                 on_batch(batch)
-    _check_finite(run, epoch, recent)
     gather_loss(run)
     return run.progress.loss_sum / (run.train.num_batches * run.config.batch_size)
 
@@ -228,31 +242,25 @@ def gather_loss(run: Run) -> None:
     """Adds the workers' losses since the last time to the progress. All of them call it at the same batch.
 
     Raises:
-        ValueError: the sum is not finite.
+        NonFiniteLossError: one of this worker's is not finite.
     """
+    _check_finite(run)
     run.progress.loss_sum += _sum_over_workers(run.loss_sum)
     run.loss_sum.zero_()
-    if not math.isfinite(run.progress.loss_sum):
-        raise ValueError(f"the training loss became {run.progress.loss_sum} with {run.config}; {_FINITE_REMEDY}")
 
 
-_FINITE_REMEDY = "a smaller learning_rate, or precision: fp32, is the usual remedy"
-
-
-class _Loss(NamedTuple):
-    batch: int
-    sample_ids: list[int]
-    value: torch.Tensor
-
-
-def _check_finite(run: Run, epoch: int, recent: Sequence[_Loss]) -> None:
-    losses = torch.stack([loss.value for loss in recent]).tolist() if recent else []
-    for (batch, sample_ids, _), loss in zip(recent, losses, strict=True):
+def _check_finite(run: Run) -> None:
+    losses = torch.stack([part.loss for part in run.unchecked]).tolist() if run.unchecked else []
+    for part, loss in zip(run.unchecked, losses, strict=True):
         if not math.isfinite(loss):
-            raise ValueError(
-                f"the training loss became {loss} at batch {batch} of epoch {epoch}, sample ids {sample_ids}, "
-                f"with {run.config}; {_FINITE_REMEDY}"
-            )
+            what = f"training loss became {loss} at batch {part.batch} of epoch {run.progress.epochs_done + 1}"
+            raise _not_finite(run, what, f"sample ids: {part.sample_ids}\n", part.batch)
+    run.unchecked.clear()
+
+
+def _not_finite(run: Run, what: str, where: str = "", batch: int = -1) -> NonFiniteLossError:
+    remedy = "a smaller learning_rate, or precision: fp32, is the usual remedy"
+    return NonFiniteLossError(f"the {what}; {remedy}", f"{where}settings: {run.config}", batch)
 
 
 @torch.no_grad()
@@ -261,6 +269,9 @@ def validate(run: Run) -> float:
 
     It is the weighted loss whatever a run trains with, so that all runs of a search are ranked by the same quantity.
     The network runs uncompiled: it would be compiled once more without gradients, and again for a smaller last batch.
+
+    Raises:
+        NonFiniteLossError: it is not finite.
     """
 
     def prepare(batch: Batch) -> Inputs:
@@ -273,7 +284,10 @@ def validate(run: Run) -> float:
         for _, inputs in batches:
             if len(inputs.labels):
                 total += bce_sum(_forward(run, run.network, inputs.images), inputs.labels, inputs.weights)
-    return _sum_over_workers(total) / run.valid.num_images
+    val_loss = _sum_over_workers(total) / run.valid.num_images
+    if not math.isfinite(val_loss):
+        raise _not_finite(run, f"validation loss became {val_loss} after epoch {run.progress.epochs_done + 1}")
+    return val_loss
 
 
 def finish_epoch(run: Run, epoch: int, val_loss: float) -> None:

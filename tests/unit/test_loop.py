@@ -165,6 +165,7 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
     with torch.no_grad():
         next(run.network.parameters()).fill_(float("inf"))
     with pytest.raises(
-        ValueError, match=r"training loss became .* at batch 0 of epoch 1, sample ids \[0, 1, 2, .*\], with"
+        loop.NonFiniteLossError,
+        match=r"training loss became .* at batch 0 of epoch 1; .*\nsample ids: \[0, 1, 2, .*\]\nsettings: .*",
     ):
         loop.train_epoch(run, 1)
