@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from mlflow.tracking import MlflowClient
 
 from mura_ray.distributed import trackers, watch
 from mura_ray.distributed.trackers import TrackedRun, open_trackers, without_secrets
@@ -40,10 +41,9 @@ def test_a_tracker_that_fails_is_warned_of_once(capsys: pytest.CaptureFixture[st
 
 @pytest.fixture
 def mlflow_client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    mlflow = pytest.importorskip("mlflow.tracking")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
-    return mlflow.MlflowClient()
+    return MlflowClient()
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning:mlflow")
