@@ -54,8 +54,8 @@ class MissingObjectError(StorageError):
 
 
 @dataclass(frozen=True, slots=True)
-class ObjectStat:
-    """Size in bytes, and what changes when the content does (the ETag)."""
+class FileStat:
+    """Size in bytes, and what changes when the content does: S3's ETag, or a file's time of the last change."""
 
     num_bytes: int
     version: str
@@ -96,7 +96,7 @@ def split_uri(uri: str) -> tuple[str, str]:
     return bucket, key
 
 
-def stat(uri: str) -> ObjectStat | None:
+def stat(uri: str) -> FileStat | None:
     """Size and version of an object; None where there is none."""
     bucket, key = split_uri(uri)
     if not key:
@@ -105,7 +105,7 @@ def stat(uri: str) -> ObjectStat | None:
         head = _request("head", uri, lambda client: client.head_object(Bucket=bucket, Key=key))
     except MissingObjectError:
         return None
-    return ObjectStat(head["ContentLength"], head["ETag"])
+    return FileStat(head["ContentLength"], head["ETag"])
 
 
 def read(uri: str) -> bytes:
@@ -151,7 +151,7 @@ def remove(uris: Sequence[str]) -> None:
     list(_pool().map(one, uris))
 
 
-def list_objects(uri: str) -> Iterator[tuple[str, ObjectStat]]:
+def list_objects(uri: str) -> Iterator[tuple[str, FileStat]]:
     """All objects below `uri/`, by key: their keys relative to it, and what they are."""
     bucket, key = split_uri(uri)
     prefix = f"{key.rstrip('/')}/" if key else ""
@@ -159,7 +159,7 @@ def list_objects(uri: str) -> Iterator[tuple[str, ObjectStat]]:
     while True:
         page = _request("list", uri, lambda client, now=dict(arguments): client.list_objects_v2(**now))
         for item in page.get("Contents", ()):
-            yield item["Key"].removeprefix(prefix), ObjectStat(item["Size"], item["ETag"])
+            yield item["Key"].removeprefix(prefix), FileStat(item["Size"], item["ETag"])
         if not page.get("IsTruncated"):
             return
         arguments["ContinuationToken"] = page["NextContinuationToken"]

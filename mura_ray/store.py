@@ -15,20 +15,12 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 from mura_ray import s3
-from mura_ray.s3 import StorageError
+from mura_ray.s3 import FileStat, StorageError
 
 __all__ = ["StorageError"]
 
 READ_AHEAD = 16
 """Files that `read_many` reads at a time, and holds beside the one in use."""
-
-
-@dataclass(frozen=True, slots=True)
-class FileStat:
-    """Size in bytes, and what changes when the content does: the time of the last change, or S3's ETag."""
-
-    num_bytes: int
-    version: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +210,7 @@ def stat_files(root: str, paths: Sequence[str]) -> dict[str, FileStat]:
         return {}
     common = os.path.commonpath([os.path.dirname(path) for path in paths])  # noqa: PTH120 - keys, not paths
     listed = s3.list_objects(join(root, common) if common else root)
-    found = {str(PurePosixPath(common, key)): FileStat(stat.num_bytes, stat.version) for key, stat in listed}
+    found = {str(PurePosixPath(common, key)): stat for key, stat in listed}
     return {path: found[path] for path in paths if path in found}
 
 

@@ -257,7 +257,7 @@ def check_shards(data: str, manifest: Manifest, progress: Progress) -> list[Find
 
 
 @_reports("shards")
-def _check_shard(data: str, shard: Shard, stat: store.FileStat | None) -> list[Finding]:
+def _check_shard(data: str, shard: Shard, stat: s3.FileStat | None) -> list[Finding]:
     uri, remedy = store.join(data, shard.key), "restore it, or convert again to another folder"
     if stat is None:
         return [Finding("shards", "FAIL", f"{uri} is missing", remedy)]

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from mura_ray import images, store
+from mura_ray import images, s3, store
 from mura_ray.config import Settings
 from mura_ray.data.manifest import Shard
 from mura_ray.domain import STUDY_TYPES, Study, View
@@ -31,7 +31,7 @@ class SourceImage:
     sample_id: int
     view: View
     study: Study
-    file: store.FileStat
+    file: s3.FileStat
 
 
 @dataclass(frozen=True, slots=True)
