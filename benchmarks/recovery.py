@@ -40,6 +40,9 @@ TOLERANCE = 1e-4
 CHANGE_S = 25.0
 """Within so long after a worker group's first step the next fault comes: it takes about two epochs in this time."""
 
+DECIDED_S = 30.0
+"""So long after its cable is in again, Ray has either given up a node that was cut off or goes on with it."""
+
 
 @dataclass
 class Fault:
@@ -166,9 +169,13 @@ def _next_fault(search: Search, kind: str, began: float, rng: random.Random) -> 
     def new_steps() -> list[dict[str, Any]]:
         return [row for row in cluster.steps() if (row["host"], row["pid"]) not in old]
 
-    # A cable that was out for a moment costs nothing: the steps just go on.
+    # A cable that was out for a moment costs nothing: the steps just go on, unless Ray gave the node up meanwhile.
+    decided = time.time() + DECIDED_S
+
     def goes_on() -> bool:
-        return bool(new_steps()) or (kind == "network" and cluster.steps()[-1]["time"] > time.time() - 2)
+        now = time.time()
+        unbroken = kind == "network" and now > decided and cluster.steps()[-1]["time"] > now - 2
+        return bool(new_steps()) or unbroken
 
     wait_until(goes_on, 400, f"a step after the fault ({kind}); {cluster.job_log(search.job)[-2000:]}")
     rows = cluster.steps()
