@@ -39,7 +39,7 @@ format: setup
 lock: export PKG_CONFIG_PATH := $(CURDIR)/cluster/ffcv-build
 lock: setup
 	uv pip compile --quiet --no-header --no-annotate --no-emit-index-url pyproject.toml -o requirements.txt
-	uv pip compile --quiet --no-header --no-annotate --no-emit-index-url pyproject.toml --group dev -o requirements-dev.txt
+	uv pip compile --quiet --no-header --no-annotate --no-emit-index-url pyproject.toml --group dev -c requirements.txt -o requirements-dev.txt
 
 clean:
 	rm -rf .venv demo .pytest_cache .ruff_cache .import_linter_cache *.egg-info

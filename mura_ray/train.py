@@ -16,7 +16,7 @@ from mura_ray.distributed.faults import ERROR_FILE, write_error
 from mura_ray.distributed.naming import RUN_FILE, check_claim, check_name, claim
 from mura_ray.distributed.recovery import Recovery
 from mura_ray.distributed.session import cluster_capacity, ray_session
-from mura_ray.distributed.trackers import TRACKERS, check_installed, open_trackers
+from mura_ray.distributed.trackers import TRACK, TRACKERS, check_trackers, open_trackers, parse_trackers
 from mura_ray.distributed.tracking import EpochLog, is_epoch
 from mura_ray.distributed.watch import Watch, watch_run
 from mura_ray.distributed.worker import Resources, checkpoint_uri, run_spec, torch_trainer
@@ -52,15 +52,16 @@ def main(argv: list[str] | None = None) -> int:
                         help="how it comes through faults, e.g. checkpoint_steps=200; may be repeated")  # fmt: skip
     parser.add_argument("--cpus-per-worker", type=int, default=1, help="(default: %(default)s)")
     parser.add_argument("--gpus-per-worker", type=float, help="default: one where the cluster has GPUs")
-    parser.add_argument("--track", action="append", default=[], choices=TRACKERS,
-                        help="log the run there too, beside TensorBoard; may be repeated")  # fmt: skip
+    parser.add_argument("--track", action="append", default=[], metavar="NAME",
+                        help=f"log the run there: {', '.join(TRACKERS)} (always); default: ${TRACK}")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and stop")
     return cli.run(lambda: _train(parser.parse_args(argv)))
 
 
 def _train(arguments: argparse.Namespace) -> None:
     data, runs = cli.location(arguments.data, "data"), cli.location(arguments.runs, "runs")
-    check_installed(arguments.track)
+    track = parse_trackers(arguments.track)
+    check_trackers(track)
     config = parse_settings(arguments.settings, TrialConfig, "--set")
     recovery = parse_settings(arguments.recovery, Recovery, "--recovery")
     with ray_session():
@@ -84,7 +85,7 @@ def _train(arguments: argparse.Namespace) -> None:
         check_claim(home, RUN_FILE, spec, same=("config", "data_id"))
         if arguments.dry_run:
             return
-        trackers = open_trackers(arguments.track, spec.trial)
+        trackers = open_trackers(track, spec.trial)
         weights = prepare_initial_weights(config.initial_weights, runs)
         spec = spec.model_copy(update={"initial_weights": weights})
         claim(home, RUN_FILE, spec)

@@ -13,7 +13,7 @@ from mura_ray.distributed.naming import check_name
 from mura_ray.distributed.session import cluster_capacity, ray_session
 from mura_ray.distributed.space import Space, read_space, trial_config
 from mura_ray.distributed.sweep import Plan, Sweep, describe_sweep, plan_sweep, run_sweep
-from mura_ray.distributed.trackers import TRACKERS, check_installed, open_trackers
+from mura_ray.distributed.trackers import TRACK, TRACKERS, check_trackers, open_trackers, parse_trackers
 from mura_ray.distributed.watch import PAGE_FILE
 from mura_ray.model.ensemble import read_description
 
@@ -43,8 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--format", default="mura", choices=convert.FORMATS, help="of --source (default: %(default)s)")
     parser.add_argument("--name", help="name of the search (default: the space file's name and the data set's id)")
-    parser.add_argument("--track", action="append", default=[], choices=TRACKERS,
-                        help="log the trials there too, beside TensorBoard; may be repeated")  # fmt: skip
+    parser.add_argument("--track", action="append", default=[], metavar="NAME",
+                        help=f"log the trials there: {', '.join(TRACKERS)} (always); default: ${TRACK}")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and the plan, and stop")
     return cli.run(lambda: _tune(parser.parse_args(argv)))
 
@@ -52,7 +52,8 @@ def main(argv: list[str] | None = None) -> int:
 def _tune(arguments: argparse.Namespace) -> None:
     data, runs = cli.location(arguments.data, "data"), cli.location(arguments.runs, "runs")
     space = read_space(arguments.space)
-    check_installed(arguments.track)
+    track = parse_trackers(arguments.track)
+    check_trackers(track)
     with ray_session(worker_logs=False):  # the table of trials tells what they do
         _convert_once(data, arguments)
         name = check_name(arguments.name or f"{Path(arguments.space).stem}-{read_manifest(data).id[:8]}")
@@ -61,7 +62,7 @@ def _tune(arguments: argparse.Namespace) -> None:
         _print_plan(sweep, plan)
         if arguments.dry_run:
             return
-        trackers = open_trackers(arguments.track, name)
+        trackers = open_trackers(track, name)
         try:
             ensemble = run_sweep(sweep, plan, runs, trackers)
         finally:

@@ -16,7 +16,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 PACKAGES = {"mlflow": "mlflow-skinny", "wandb": "wandb"}
-TRACKERS = tuple(PACKAGES)
+TRACKERS = ("tensorboard", *PACKAGES)
+TRACK = "MURA_TRACK"
+"""Environment variable: trackers where a command names none."""
+
 TRIAL_TAG = "mura_ray.trial"
 OUR_TAGS = MEMBER_TAG, ENSEMBLE_TAG, ERROR_TAG = "mura_ray.member", "mura_ray.ensemble", "mura_ray.error"
 METRICS = ("val_loss", "train_loss", "learning_rate", "epoch_s")
@@ -61,15 +64,33 @@ class Tracker(Protocol):
         ...
 
 
-def check_installed(names: Sequence[str]) -> None:
-    """Checks that the packages of trackers are there.
+def parse_trackers(values: Sequence[str]) -> list[str]:
+    """Names of trackers from an option that may be repeated, or else `TRACK`; each may hold several, with commas.
 
     Raises:
-        ValueError: one is missing.
+        ValueError: an unknown name.
+    """
+    given = values or [os.environ.get(TRACK, "")]
+    names = dict.fromkeys(name.strip() for value in given for name in value.split(",") if name.strip())
+    for name in names:
+        if name not in TRACKERS:
+            raise ValueError(f"--track {name!r}: choose from {', '.join(TRACKERS)}, several with commas between them")
+    return [name for name in names if name in PACKAGES]  # TensorBoard's logs are always written
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Checks trackers' packages, keys and servers, before anything starts.
+
+    Raises:
+        ValueError: one is missing or cannot be reached, with the remedy.
     """
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise ValueError(f"--track {name} needs a package that is not installed: pip install {PACKAGES[name]}")
+    if "mlflow" in names:
+        _mlflow_client()
+    if "wandb" in names:
+        _wandb()
 
 
 def open_trackers(names: Sequence[str], experiment: str) -> list[Tracker]:
@@ -82,7 +103,7 @@ def open_trackers(names: Sequence[str], experiment: str) -> list[Tracker]:
     Raises:
         ValueError: a package or a key is missing, or a server cannot be reached, with the remedy.
     """
-    check_installed(names)
+    check_trackers(names)
     kinds = {"mlflow": MlflowTracker, "wandb": WandbTracker}
     return [kinds[name](experiment) for name in dict.fromkeys(names)]
 
@@ -106,22 +127,11 @@ class MlflowTracker:
     name = "mlflow"
 
     def __init__(self, experiment: str) -> None:
-        # A server that does not answer is asked again at the next look, so a look need not take MLflow's four minutes.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        self._client = _mlflow_client()
         self._entities: Any = importlib.import_module("mlflow.entities")
-        self._client: Any = importlib.import_module("mlflow.tracking").MlflowClient()
         self._runs: dict[str, _MlflowRun] = {}
-        self.place = without_secrets(self._client.tracking_uri)
-        try:
-            found = self._client.get_experiment_by_name(experiment)
-            self._experiment = found.experiment_id if found else self._client.create_experiment(experiment)
-        except Exception as error:  # its own, requests', SQLAlchemy's
-            raise ValueError(
-                f"--track mlflow: cannot open the experiment {experiment!r} at {self.place}: "
-                f"{without_secrets(_first_line(error))}; check MLFLOW_TRACKING_URI and its credentials"
-            ) from error
+        found = self._client.get_experiment_by_name(experiment)
+        self._experiment = found.experiment_id if found else self._client.create_experiment(experiment)
 
     def sync(self, run: TrackedRun) -> None:
         """See `Tracker`."""
@@ -182,21 +192,9 @@ class WandbTracker:
     name = "wandb"
 
     def __init__(self, project: str) -> None:
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its dependencies, at their import
-            wandb: Any = importlib.import_module("wandb")
-        settings = wandb.setup().settings
-        is_offline = settings.mode in ("offline", "disabled")
-        if not is_offline and not settings.api_key:
-            raise ValueError(
-                "--track wandb: no key: set WANDB_API_KEY or run `wandb login`; or set WANDB_MODE=offline, and "
-                "`wandb sync` what lies in wandb/ later"
-            )
-        self._wandb, self._project = wandb, project
+        self._wandb, self._project = _wandb(), project
         self._open: dict[str, Any] = {}
         self._told: dict[str, TrackedRun] = {}
-        self.place = "offline, in wandb/" if is_offline else f"project {project}"
 
     def sync(self, run: TrackedRun) -> None:
         """See `Tracker`."""
@@ -246,6 +244,38 @@ def _tags(run: TrackedRun) -> dict[str, str]:
         ERROR_TAG: run.error,
     }
     return {name: value for name, value in tags.items() if value is not None}
+
+
+def _mlflow_client() -> Any:
+    """MLflow's client, of a server or store that answers."""
+    # A server that does not answer is asked again at the next look, so a look need not take MLflow's four minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    client = importlib.import_module("mlflow.tracking").MlflowClient()
+    try:
+        client.search_experiments(max_results=1)
+    except Exception as error:  # its own, requests', SQLAlchemy's
+        raise ValueError(
+            f"--track mlflow: {without_secrets(client.tracking_uri)} does not answer: "
+            f"{without_secrets(_first_line(error))}; check MLFLOW_TRACKING_URI and its credentials"
+        ) from error
+    return client
+
+
+def _wandb() -> Any:
+    """W&B's module, where it has a key or needs none."""
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its dependencies, at their import
+        wandb = importlib.import_module("wandb")
+    settings = wandb.setup().settings
+    if settings.mode not in ("offline", "disabled") and not settings.api_key:
+        raise ValueError(
+            "--track wandb: no key: set WANDB_API_KEY or run `wandb login`; or set WANDB_MODE=offline, and "
+            "`wandb sync` what lies in wandb/ later"
+        )
+    return wandb
 
 
 def _first_line(error: Exception) -> str:

@@ -112,7 +112,7 @@ def loss_range(losses: Sequence[float]) -> tuple[float, float, bool]:
     fence = upper + FENCE * max(upper - lower, 0.01 * abs(upper))
     low, high = float(finite.min()), float(min(finite.max(), fence))
     margin = 0.04 * (high - low) or 0.05 * abs(high) or 0.05
-    return low - margin, high + margin, bool(finite.max() > fence)
+    return max(low - margin, min(low, 0.0)), high + margin, bool(finite.max() > fence)  # no loss is below 0
 
 
 def nice_ticks(low: float, high: float, most: int) -> list[float]:

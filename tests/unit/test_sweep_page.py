@@ -101,3 +101,9 @@ def test_one_exploded_loss_does_not_flatten_the_others() -> None:
     assert low < 0.3
     assert high < 1
     assert cut
+
+
+def test_no_axis_of_losses_goes_below_zero() -> None:
+    low, high, cut = loss_range([0.4, 5300.0])
+    assert (low, cut) == (0.0, False)
+    assert high > 5300

@@ -8,7 +8,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from mura_ray.distributed import trackers, watch
-from mura_ray.distributed.trackers import TrackedRun, open_trackers, without_secrets
+from mura_ray.distributed.trackers import TrackedRun, open_trackers, parse_trackers, without_secrets
 
 EPOCHS = [
     {"epoch": epoch, "val_loss": 1 / epoch, "train_loss": 1.0, "learning_rate": 1e-4, "epoch_s": 2.0}
@@ -81,3 +81,44 @@ def test_wandb_without_a_key_names_it_and_the_offline_mode(monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(setup=lambda: SimpleNamespace(settings=settings)))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"WANDB_API_KEY.*WANDB_MODE=offline"):
         open_trackers(["wandb"], "search")
+
+
+@pytest.mark.parametrize(
+    ("values", "variable", "names"),
+    [
+        ([], "", []),
+        (["tensorboard"], "wandb", []),
+        (["mlflow, wandb", "mlflow"], "", ["mlflow", "wandb"]),
+        ([], "mlflow,tensorboard", ["mlflow"]),
+    ],
+)
+def test_trackers_are_named_by_option_or_environment(
+    values: list[str], variable: str, names: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MURA_TRACK", variable)
+    assert parse_trackers(values) == names
+
+
+def test_an_unknown_tracker_is_named_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"--track 'mlfow': choose from tensorboard, mlflow, wandb"):
+        parse_trackers(["wandb,mlfow"])
+
+
+def test_an_mlflow_server_that_does_not_answer_is_said_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:hunter2@127.0.0.1:9")
+    with pytest.raises(ValueError, match=r"http://\*\*\*@127.0.0.1:9 does not answer.*MLFLOW_TRACKING_URI") as raised:
+        trackers.check_trackers(["mlflow"])
+    assert "hunter2" not in str(raised.value)
+
+
+def test_wandb_writes_a_run_for_each_trial_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    (tracker,) = open_trackers(["wandb"], "search")
+    for trial in ("a_1", "a_2"):
+        tracker.sync(TrackedRun(trial, trial, CONFIG, EPOCHS[:1], "running"))
+    tracker.sync(TrackedRun("a_1", "a_1", CONFIG, EPOCHS, "finished"))
+    tracker.close()
+    written = {path.name for path in tmp_path.glob("wandb/offline-run-*/run-*.wandb") if path.stat().st_size}
+    assert written == {"run-a_1.wandb", "run-a_2.wandb"}
