@@ -3,7 +3,8 @@
     python -m benchmarks.asha --work asha-benchmark --json asha.json
 
 Trains every trial of a seeded search to its end (FIFO) on a phantom, with the project's own commands, and keeps them in
-the work folder; a second call only replays. A replay lets the trials arrive in another order, a few of them at once,
+the work folder; a second call only replays. The trials start from a network trained on another phantom, in the place of
+ImageNet's. A replay lets the trials arrive in another order, a few of them at once,
 and asks the scheduler that a space file would get, Ray's, after each epoch whether the trial goes on. All replays are
 of one set of trials: they show what the order does, and another `--seed` what other trials do.
 """
@@ -13,6 +14,7 @@ import heapq
 import itertools
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -28,11 +30,16 @@ from ray.tune.schedulers import TrialScheduler
 from benchmarks.harness import Spread, machine, markdown_table, write_json
 from mura_ray import cli
 from mura_ray.distributed.space import Asha, Space, read_space, scheduler, trial_config
+from mura_ray.distributed.sweep import kept_checkpoints
 from mura_ray.distributed.tracking import EPOCHS_FILE, read_epochs
+from mura_ray.model.checkpoint import MODEL
 from mura_ray.training.selection import Candidate, choose_members
 
-NUM_TRAIN_STUDIES, NUM_VALID_STUDIES, IMAGE_SIZE = 320, 200, 64
-PHANTOM_SEED = 0
+IMAGE_SIZE = 64
+START_SETTINGS = {
+    "image_size": IMAGE_SIZE, "initial_weights": "random", "batch_size": 32, "learning_rate": 6e-4, "epochs": 8,
+    "lr_patience": 1, "precision": "bf16", "augmentation.rotation_deg": 10,
+}  # fmt: skip
 GOAL_LOSS, GOAL_EPOCHS = 1.02, 0.45
 SHIPPED = Asha()
 OTHERS = [Asha(grace_epochs=grace, reduction_factor=factor) for grace in (1, 2, 3) for factor in (2, 3, 4)]
@@ -89,8 +96,9 @@ def main() -> int:
 
 def _benchmark(arguments: argparse.Namespace) -> int:
     described = machine(("ray", "torch"))
-    space = benchmark_space(arguments.trials, arguments.seed)
-    curves = read_curves(train_trials(arguments.work.absolute(), space), space)
+    work = arguments.work.absolute()
+    space = benchmark_space(arguments.trials, arguments.seed, initial_weights=str(work / "start.safetensors"))
+    curves = read_curves(train_trials(work, space), space)
     for name, value in described.items():
         print(f"{name:9} {value}")
     print(f"\n{_curves_table(curves)}\n")
@@ -116,13 +124,13 @@ def _benchmark(arguments: argparse.Namespace) -> int:
     return 0 if all(goal["met"] for goal in goals) else 1
 
 
-def benchmark_space(num_trials: int, seed: int) -> Space:
+def benchmark_space(num_trials: int, seed: int, initial_weights: str = "random") -> Space:
     """The search: learning rates from far too small to far too large, and the augmentation's strength."""
     return Space.model_validate({
         "num_trials": num_trials,
         "seed": seed,
         "fixed": {
-            "image_size": IMAGE_SIZE, "initial_weights": "random", "batch_size": 32, "epochs": 10, "lr_patience": 2,
+            "image_size": IMAGE_SIZE, "initial_weights": initial_weights, "batch_size": 32, "epochs": 10,
             "precision": "bf16",
         },
         "search": {
@@ -134,22 +142,38 @@ def benchmark_space(num_trials: int, seed: int) -> Space:
 
 
 def train_trials(work: Path, space: Space) -> Path:
-    """Makes the phantom, its shards and the search where they are not there yet. Returns the search's folder."""
-    source, shards, runs = work / "radiographs", work / "shards", work / "runs"
-    name = f"fifo-{space.seed}"
-    space_file = work / f"{name}.yaml"
+    """Trains the network that the trials start from, and the trials, where they are not there yet.
+
+    Returns:
+        The search's folder.
+    """
+    runs, name = work / "runs", f"fifo-{space.seed}"
+    space_file, start = work / f"{name}.yaml", work / "start.safetensors"
     if (runs / name / "ensemble" / "ensemble.json").exists() and read_space(str(space_file)) == space:
         return runs / name
     work.mkdir(parents=True, exist_ok=True)
+    if not start.exists():
+        data = make_shards(work, "start", num_train=320, num_valid=200, seed=1)
+        settings = [f"--set={key}={value}" for key, value in START_SETTINGS.items()]
+        _command(work, "train", "--data", data, "--runs", runs, "--name", "start", *settings)
+        checkpoint, _ = min(kept_checkpoints(str(runs / "start")), key=lambda pair: pair[1]["val_loss"])
+        shutil.copy(Path(checkpoint.path) / MODEL, start)
+    data = make_shards(work, "search", num_train=260, num_valid=160, seed=0)
     space_file.write_text(yaml.safe_dump(space.model_dump(mode="json", exclude_defaults=True), sort_keys=False))
+    _command(work, "tune", "--space", space_file, "--data", data, "--runs", runs, "--name", name)
+    return runs / name
+
+
+def make_shards(work: Path, name: str, num_train: int, num_valid: int, seed: int) -> Path:
+    """Makes a phantom of so many studies and its shards where they are not there yet. Returns the shards' folder."""
+    source, shards = work / f"radiographs-{name}", work / f"shards-{name}"
     if not source.exists():
-        _command(work, "data.phantom", "--out", source, "--train-studies", NUM_TRAIN_STUDIES, "--valid-studies",
-                 NUM_VALID_STUDIES, "--difficulty", "easy", "--seed", PHANTOM_SEED)  # fmt: skip
+        _command(work, "data.phantom", "--out", source, "--train-studies", num_train, "--valid-studies", num_valid,
+                 "--difficulty", "easy", "--seed", seed)  # fmt: skip
     if not (shards / "manifest.json").exists():
         _command(work, "convert", "--format", "phantom", "--splits", "official", "--source", source, "--dest", shards,
                  "--image-size", IMAGE_SIZE)  # fmt: skip
-    _command(work, "tune", "--space", space_file, "--data", shards, "--runs", runs, "--name", name)
-    return runs / name
+    return shards
 
 
 def _command(work: Path, module: str, *arguments: object) -> None:

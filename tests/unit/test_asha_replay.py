@@ -60,14 +60,14 @@ def test_a_search_that_stops_trials_is_measured_against_the_same_trials_run_to_t
 
 
 def test_trials_that_did_not_run_to_their_ends_are_no_curves(tmp_path: Path) -> None:
-    for index in range(NUM_TRIALS):
-        log = tmp_path / "training" / f"t_{index}" / "epochs.jsonl"
+    logs = [tmp_path / "training" / f"t_{index}" / "epochs.jsonl" for index in range(NUM_TRIALS)]
+    for log in logs:
         log.parent.mkdir(parents=True)
         log.write_text("".join(json.dumps({"val_loss": loss, "learning_rate": 1e-3}) + "\n" for loss in FALLING))
     assert read_curves(tmp_path, space()) == [Curve(f"t_{index}", 1e-3, FALLING) for index in range(NUM_TRIALS)]
-    log.write_text('{"val_loss": 1.0, "learning_rate": 0.001}\n')
+    logs[-1].write_text('{"val_loss": 1.0, "learning_rate": 0.001}\n')
     with pytest.raises(ValueError, match="1 of 10 epochs"):
         read_curves(tmp_path, space())
-    log.unlink()
+    logs[-1].unlink()
     with pytest.raises(ValueError, match="5 of 6 trials"):
         read_curves(tmp_path, space())
