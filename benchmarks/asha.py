@@ -3,8 +3,9 @@
     python -m benchmarks.asha --work asha-benchmark --json asha.json
 
 Trains every trial of a seeded search to its end (FIFO) on a phantom, with the project's own commands, and keeps them in
-the work folder; a second call only replays. The trials start from a network trained on another phantom, in the place of
-ImageNet's. A replay lets the trials arrive in another order, a few of them at once,
+the work folder; a second call only replays, and a call that was interrupted goes on. The trials start from a network
+trained on another phantom, in the place of ImageNet's, or (`--start random`) from random weights. A replay lets the
+trials arrive in another order, a few of them at once,
 and asks the scheduler that a space file would get, Ray's, after each epoch whether the trial goes on. All replays are
 of one set of trials: they show what the order does, and another `--seed` what other trials do.
 """
@@ -35,12 +36,38 @@ from mura_ray.distributed.tracking import EPOCHS_FILE, read_epochs
 from mura_ray.model.checkpoint import MODEL
 from mura_ray.training.selection import Candidate, choose_members
 
-IMAGE_SIZE = 64
+IMAGE_SIZE, BATCH_SIZE = 64, 32
+
+
+@dataclass(frozen=True)
+class Search:
+    """What the searches from trained and from random weights do not share.
+
+    Attributes:
+        num_train: studies of the phantom.
+        num_valid: studies of the phantom.
+        learning_rate: bounds, log-uniform.
+        epochs: of a trial that is not stopped.
+        lr_patience: as in a trial's settings.
+    """
+
+    num_train: int
+    num_valid: int
+    learning_rate: tuple[float, float]
+    epochs: int
+    lr_patience: int
+
+
+SEARCHES = {
+    "trained": Search(420, 160, learning_rate=(1e-6, 1e-3), epochs=6, lr_patience=0),
+    "random": Search(320, 200, learning_rate=(1e-5, 1e-2), epochs=10, lr_patience=2),
+}
 START_SETTINGS = {
-    "image_size": IMAGE_SIZE, "initial_weights": "random", "batch_size": 32, "learning_rate": 6e-4, "epochs": 8,
-    "lr_patience": 1, "precision": "bf16", "augmentation.rotation_deg": 10,
+    "image_size": IMAGE_SIZE, "initial_weights": "random", "batch_size": BATCH_SIZE, "learning_rate": 6e-4,
+    "epochs": 8, "lr_patience": 1, "precision": "bf16", "augmentation.rotation_deg": 10,
 }  # fmt: skip
 GOAL_LOSS, GOAL_EPOCHS = 1.02, 0.45
+START_FILE = "start.safetensors"
 SHIPPED = Asha()
 OTHERS = [Asha(grace_epochs=grace, reduction_factor=factor) for grace in (1, 2, 3) for factor in (2, 3, 4)]
 EPOCH_JITTER = 0.1
@@ -86,6 +113,7 @@ def main() -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--work", type=Path, default=Path("asha-benchmark"), help="kept (default: %(default)s)")
+    parser.add_argument("--start", choices=tuple(SEARCHES), default="trained", help="of trials (default: %(default)s)")
     parser.add_argument("--trials", type=int, default=24, help="of the search (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the search's draws (default: %(default)s)")
     parser.add_argument("--replays", type=int, default=20, help="(default: %(default)s)")
@@ -96,9 +124,10 @@ def main() -> int:
 
 def _benchmark(arguments: argparse.Namespace) -> int:
     described = machine(("ray", "torch"))
-    work = arguments.work.absolute()
-    space = benchmark_space(arguments.trials, arguments.seed, initial_weights=str(work / "start.safetensors"))
-    curves = read_curves(train_trials(work, space), space)
+    search, work = SEARCHES[arguments.start], arguments.work.absolute()
+    initial_weights = "random" if arguments.start == "random" else str(work / START_FILE)
+    space = benchmark_space(search, arguments.trials, arguments.seed, initial_weights)
+    curves = read_curves(train_trials(work, f"{arguments.start}-{arguments.seed}", search, space), space)
     for name, value in described.items():
         print(f"{name:9} {value}")
     print(f"\n{_curves_table(curves)}\n")
@@ -124,44 +153,48 @@ def _benchmark(arguments: argparse.Namespace) -> int:
     return 0 if all(goal["met"] for goal in goals) else 1
 
 
-def benchmark_space(num_trials: int, seed: int, initial_weights: str = "random") -> Space:
-    """The search: learning rates from far too small to far too large, and the augmentation's strength."""
+def benchmark_space(search: Search, num_trials: int, seed: int, initial_weights: str = "random") -> Space:
+    """The space file: learning rates from far too small to too large, and the augmentation's strength."""
     return Space.model_validate({
         "num_trials": num_trials,
         "seed": seed,
         "fixed": {
-            "image_size": IMAGE_SIZE, "initial_weights": initial_weights, "batch_size": 32, "epochs": 10,
-            "precision": "bf16",
+            "image_size": IMAGE_SIZE, "initial_weights": initial_weights, "batch_size": BATCH_SIZE,
+            "epochs": search.epochs, "lr_patience": search.lr_patience, "precision": "bf16",
         },
         "search": {
-            "learning_rate": {"log_uniform": [1e-5, 1e-2]},
+            "learning_rate": {"log_uniform": search.learning_rate},
             "augmentation.rotation_deg": {"uniform": [0, 30]},
             "augmentation.scale": {"uniform": [0, 0.3]},
         },
     })  # fmt: skip
 
 
-def train_trials(work: Path, space: Space) -> Path:
-    """Trains the network that the trials start from, and the trials, where they are not there yet.
+def train_trials(work: Path, name: str, search: Search, space: Space) -> Path:
+    """Trains all trials of a search, and first the network that they start from, where they are not there yet.
 
     Returns:
         The search's folder.
     """
-    runs, name = work / "runs", f"fifo-{space.seed}"
-    space_file, start = work / f"{name}.yaml", work / "start.safetensors"
+    runs, space_file = work / "runs", work / f"{name}.yaml"
     if (runs / name / "ensemble" / "ensemble.json").exists() and read_space(str(space_file)) == space:
         return runs / name
     work.mkdir(parents=True, exist_ok=True)
-    if not start.exists():
-        data = make_shards(work, "start", num_train=320, num_valid=200, seed=1)
-        settings = [f"--set={key}={value}" for key, value in START_SETTINGS.items()]
-        _command(work, "train", "--data", data, "--runs", runs, "--name", "start", *settings)
-        checkpoint, _ = min(kept_checkpoints(str(runs / "start")), key=lambda pair: pair[1]["val_loss"])
-        shutil.copy(Path(checkpoint.path) / MODEL, start)
-    data = make_shards(work, "search", num_train=260, num_valid=160, seed=0)
+    if space.fixed["initial_weights"] != "random" and not (work / START_FILE).exists():
+        train_start(work)
+    data = make_shards(work, name, search.num_train, search.num_valid, seed=0)
     space_file.write_text(yaml.safe_dump(space.model_dump(mode="json", exclude_defaults=True), sort_keys=False))
     _command(work, "tune", "--space", space_file, "--data", data, "--runs", runs, "--name", name)
     return runs / name
+
+
+def train_start(work: Path) -> None:
+    """Trains the network that trials start from, on a phantom of its own, into `START_FILE`."""
+    data, runs = make_shards(work, "start", num_train=320, num_valid=200, seed=1), work / "runs"
+    settings = [f"--set={name}={value}" for name, value in START_SETTINGS.items()]
+    _command(work, "train", "--data", data, "--runs", runs, "--name", "start", *settings)
+    checkpoint, _ = min(kept_checkpoints(str(runs / "start")), key=lambda pair: pair[1]["val_loss"])
+    shutil.copy(Path(checkpoint.path) / MODEL, work / START_FILE)
 
 
 def make_shards(work: Path, name: str, num_train: int, num_valid: int, seed: int) -> Path:

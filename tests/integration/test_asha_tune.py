@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import ray.tune
 
-from benchmarks.asha import benchmark_space, replay
+from benchmarks.asha import SEARCHES, benchmark_space, replay
 from mura_ray.distributed.session import ray_session
 from mura_ray.distributed.space import Asha, scheduler
 
 pytestmark = pytest.mark.slow
 
-NUM_TRIALS, EPOCHS, SLOTS = 9, 10, 3
+NUM_TRIALS, SLOTS = 9, 3
+SEARCH = SEARCHES["trained"]
+EPOCHS = SEARCH.epochs
 PATIENCE_S = 120
 
 
@@ -35,7 +37,7 @@ def test_tune_itself_stops_the_same_trials_after_the_same_reports(
     monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", "0")
     rng = random.Random(1)
     losses = [[rng.uniform(0.3, 1) / epoch**0.2 for epoch in range(1, 1 + EPOCHS)] for _ in range(NUM_TRIALS)]
-    space = benchmark_space(NUM_TRIALS, seed=0).model_copy(
+    space = benchmark_space(SEARCH, NUM_TRIALS, seed=0).model_copy(
         update={"scheduler": "asha", "asha": Asha(grace_epochs=1, reduction_factor=2)}
     )
     expected = replay(losses, scheduler(space), SLOTS, random.Random(0))

@@ -5,16 +5,18 @@ from typing import Any
 
 import pytest
 
-from benchmarks.asha import Curve, Replay, benchmark_space, read_curves, replay, replays_of
+from benchmarks.asha import SEARCHES, Curve, Replay, benchmark_space, read_curves, replay, replays_of
 from mura_ray.distributed.space import Asha, Space, scheduler
 
-NUM_TRIALS, EPOCHS = 6, 10
+NUM_TRIALS = 6
+SEARCH = SEARCHES["trained"]
+EPOCHS = SEARCH.epochs
 FALLING = tuple(1 - 0.05 * epoch for epoch in range(EPOCHS))
 FLAT = (1.5,) * EPOCHS
 
 
 def space(**changes: Any) -> Space:
-    return benchmark_space(NUM_TRIALS, seed=0).model_copy(update=changes)
+    return benchmark_space(SEARCH, NUM_TRIALS, seed=0).model_copy(update=changes)
 
 
 def asha_space(grace: int) -> Space:
@@ -66,7 +68,7 @@ def test_trials_that_did_not_run_to_their_ends_are_no_curves(tmp_path: Path) -> 
         log.write_text("".join(json.dumps({"val_loss": loss, "learning_rate": 1e-3}) + "\n" for loss in FALLING))
     assert read_curves(tmp_path, space()) == [Curve(f"t_{index}", 1e-3, FALLING) for index in range(NUM_TRIALS)]
     logs[-1].write_text('{"val_loss": 1.0, "learning_rate": 0.001}\n')
-    with pytest.raises(ValueError, match="1 of 10 epochs"):
+    with pytest.raises(ValueError, match=f"1 of {EPOCHS} epochs"):
         read_curves(tmp_path, space())
     logs[-1].unlink()
     with pytest.raises(ValueError, match="5 of 6 trials"):
