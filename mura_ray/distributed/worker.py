@@ -1,6 +1,5 @@
 """One training run under Ray Train: `train_worker` runs on every worker, `torch_trainer` starts them."""
 
-import math
 import os
 import tempfile
 import time
@@ -30,7 +29,7 @@ from mura_ray.distributed.recovery import (
     log_event,
     log_samples,
 )
-from mura_ray.distributed.tracking import copy_printer, step_printer
+from mura_ray.distributed.tracking import copy_printer, is_epoch, step_printer
 from mura_ray.domain import weights_matrix
 from mura_ray.model.checkpoint import CheckpointMeta, load_network, load_state, save_checkpoint
 from mura_ray.model.densenet import build_network
@@ -38,6 +37,10 @@ from mura_ray.training import loop
 
 LOOK_EVERY_S = "0.5"
 """Between the controller's looks at its workers: for so long may a fault, or a stored checkpoint, go unnoticed."""
+
+NOT_VALIDATED = 1e30
+"""Validation loss of a checkpoint inside an epoch, for Ray Train's ranking: never the best. Ray's record is JSON, which
+has neither NaN nor infinity; without a number there a run whose controller was lost cannot go on."""
 
 
 class Resources(Settings):
@@ -248,7 +251,7 @@ def _step_hook(spec: RunSpec, run: loop.Run, clock: CheckpointClock, epoch: int)
         if due == "later" or run.progress.batches_done == num_batches:  # the epoch's own checkpoint comes at its end
             return
         loop.gather_loss(run)
-        metrics = {"epoch": epoch, "batches_done": run.progress.batches_done, "val_loss": math.nan}
+        metrics = {"epoch": epoch, "batches_done": run.progress.batches_done, "val_loss": NOT_VALIDATED}
         _report(spec, run, metrics, wait=due != "now")
         if due == "last":
             print(f"{spec.trial} waits: a node is about to be taken away", flush=True)
@@ -271,7 +274,7 @@ def _report(spec: RunSpec, run: loop.Run, metrics: dict[str, Any], *, wait: bool
             trial=spec.trial,
             epoch=metrics["epoch"],
             batches_done=metrics["batches_done"],
-            val_loss=None if math.isnan(metrics["val_loss"]) else metrics["val_loss"],
+            val_loss=metrics["val_loss"] if is_epoch(metrics) else None,
             image_size=spec.config.image_size,
             config=spec.config,
             data_id=spec.data_id,

@@ -162,6 +162,21 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_the_last_checkpoint(
     assert first["batch"] > 0, "nothing was kept"
 
 
+def test_a_run_killed_inside_an_epoch_continues_there(
+    data: str, tmp_path: Path, undisturbed: list[dict[str, Any]]
+) -> None:
+    killed = Training(data, tmp_path)
+    killed.wait_for(epoch=2, batch=7)
+    os.killpg(killed.process.pid, signal.SIGKILL)
+    killed.process.wait()
+    old = {row["pid"] for row in killed.steps()}
+    continued = Training(data, tmp_path)
+    assert_same_epochs(continued.end(), undisturbed)
+    first = next(row for row in continued.steps() if row["pid"] not in old)
+    assert (first["epoch"], first["batch"]) > (2, 0)
+    assert_every_batch_once_in_order(data, continued.steps())
+
+
 CLUSTER_VARIABLES = {
     "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5",  # how long Ray waits for a lost node before it goes on without
