@@ -5,9 +5,9 @@
 Trains every trial of a seeded search to its end (FIFO) on a phantom, with the project's own commands, and keeps them in
 the work folder; a second call only replays, and a call that was interrupted goes on. The trials start from a network
 trained on another phantom, in the place of ImageNet's, or (`--start random`) from random weights. A replay lets the
-trials arrive in another order, a few of them at once,
-and asks the scheduler that a space file would get, Ray's, after each epoch whether the trial goes on. All replays are
-of one set of trials: they show what the order does, and another `--seed` what other trials do.
+trials arrive in another order, a few of them at once, and asks the scheduler that a space file would get, Ray's, after
+each epoch whether the trial goes on. All replays are of one set of trials: they show what the order does, and another
+`--seed` what other trials do.
 """
 
 import argparse
@@ -28,6 +28,7 @@ import yaml
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
+from benchmarks import harness
 from benchmarks.harness import Spread, machine, markdown_table, write_json
 from mura_ray import cli
 from mura_ray.distributed.space import Asha, Space, read_space, scheduler, trial_config
@@ -107,18 +108,13 @@ class Replay:
 
 def main() -> int:
     """Parses, trains what is not trained yet, replays, reports; 1 where the defaults miss a goal."""
-    description, _, epilog = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.asha", description=description, epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = harness.parser("asha", __doc__)
     parser.add_argument("--work", type=Path, default=Path("asha-benchmark"), help="kept (default: %(default)s)")
     parser.add_argument("--start", choices=tuple(SEARCHES), default="trained", help="of trials (default: %(default)s)")
     parser.add_argument("--trials", type=int, default=24, help="of the search (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the search's draws (default: %(default)s)")
     parser.add_argument("--replays", type=int, default=20, help="(default: %(default)s)")
     parser.add_argument("--slots", type=int, default=4, help="trials at once in a replay (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
     return cli.run(lambda: _benchmark(parser.parse_args()))
 
 

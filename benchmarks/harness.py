@@ -3,6 +3,7 @@
 Knows nothing of what is measured.
 """
 
+import argparse
 import importlib.metadata
 import json
 import os
@@ -148,6 +149,17 @@ def machine(packages: Sequence[str]) -> dict[str, str]:
         "date": time.strftime("%Y-%m-%d"),
         "versions": ", ".join(f"{name} {version}" for name, version in found.items()),
     }
+
+
+def parser(name: str, documentation: str | None) -> argparse.ArgumentParser:
+    """The parser of a benchmark's command line: what its module's docstring says, and `--json`."""
+    description, _, epilog = (documentation or "").partition("\n\n")
+    made = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{name}", description=description, epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    made.add_argument("--json", type=Path, help="where to write all figures")
+    return made
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

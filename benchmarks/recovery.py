@@ -10,8 +10,6 @@ the search's own process killed. Each must end with the undisturbed one's valida
 All times come from what the workers note of each step and of their own start, and from the run's log of faults.
 """
 
-import argparse
-import contextlib
 import json
 import random
 import statistics
@@ -22,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import machine, markdown_table, write_json
+from benchmarks import harness
+from benchmarks.harness import Spread, machine, markdown_table, write_json
 from mura_ray.data import phantom
 from tests.multihost import hosts
 from tests.multihost.cluster import SEARCH, Cluster, hosts_of_a_cluster, wait_until
@@ -38,7 +37,7 @@ SPACE = {
 }  # fmt: skip
 TOLERANCE = 1e-4
 CHANGE_S = 25.0
-"""Within so long after a worker group's first step the next fault comes: it takes about two epochs in this time."""
+"""The next fault comes within so long: a worker group takes about two epochs in this time."""
 
 DECIDED_S = 30.0
 """So long after its cable is in again, Ray has either given up a node that was cut off or goes on with it."""
@@ -105,10 +104,9 @@ class Search:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints a row a fault and the summary; exits 1 where a search did not end as the undisturbed one."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.recovery", description=(__doc__ or "").split("\n")[0])
+    parser = harness.parser("recovery", __doc__)
     parser.add_argument("--faults", type=int, default=20, help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="writes the result there too")
     arguments = parser.parse_args(argv)
     if reason := hosts.missing():
         parser.error(reason)
@@ -288,10 +286,7 @@ def _report(faults: Sequence[Fault], cold: Sequence[float]) -> None:
 
 
 def _spread(values: Sequence[float], unit: str = " s") -> str:
-    """Median, least and greatest."""
-    with contextlib.suppress(statistics.StatisticsError):
-        return f"{statistics.median(values):.1f}{unit} ({min(values):.1f} - {max(values):.1f})"
-    return ""
+    return f"{Spread.of(values).text(1)}{unit}" if values else ""
 
 
 if __name__ == "__main__":

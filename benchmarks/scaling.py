@@ -8,7 +8,6 @@ what more workers can gain here only up to that number; the bytes are those of a
 g bytes of gradients, each sends at least 2(n-1)/n times g (a ring).
 """
 
-import argparse
 import statistics
 import tempfile
 import time
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import harness
 from benchmarks.harness import machine, markdown_table, write_json
 from mura_ray.data import phantom
 from mura_ray.distributed.all_reduce import NUM_PARAMETERS
@@ -51,10 +51,9 @@ class Scale:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints a row for each number of workers."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=(__doc__ or "").split("\n")[0])
+    parser = harness.parser("scaling", __doc__)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4], help="(default: 1 2 4)")
     parser.add_argument("--batch-size", type=int, default=8, help="of all workers together (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="writes the result there too")
     arguments = parser.parse_args(argv)
     if reason := hosts.missing():
         parser.error(reason)

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import harness
 from benchmarks.harness import Isolated, Spread, machine, markdown_table, write_json
 from benchmarks.loader import radiographs
 from benchmarks.loader.contenders import Data
@@ -79,11 +80,7 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    description, _, epilog = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.train_step", description=description, epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = harness.parser("train_step", __doc__)
     parser.set_defaults(**(GPU_DEFAULTS if ON_GPU else CPU_DEFAULTS))
     parser.add_argument("--size", type=int, help="side in pixels (default: %(default)s)")
     parser.add_argument("--batch", type=int, nargs="+", help="images of a step (default: %(default)s)")
@@ -92,7 +89,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--images", type=int, help="raised to whole batches (default: %(default)s)")
     parser.add_argument("--only", nargs="+", choices=ALL, metavar="NAME", help=f"of {', '.join(ALL)}")
     parser.add_argument("--folder", type=Path, help="where to make and remove the files (default: the temporary one)")
-    parser.add_argument("--json", type=Path, help="where to write all figures")
     return parser
 
 

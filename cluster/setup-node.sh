@@ -59,6 +59,7 @@ if [ ${#missing[@]} -gt 0 ]; then
     say "installing system packages: ${missing[*]}"
     $sudo apt-get update -qq
     if apt-cache show libturbojpeg0-dev >/dev/null 2>&1; then turbojpeg=libturbojpeg0-dev; else turbojpeg=libturbojpeg-dev; fi
+    # RUNLEVEL=1: no package starts a service
     $sudo env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
         apt-get install -y -qq --no-install-recommends "${missing[@]/%libturbojpeg/$turbojpeg}" >/dev/null
 fi

@@ -12,7 +12,7 @@ from mura_ray.distributed.faults import ERROR_FILE, first_line, read_errors
 from mura_ray.distributed.naming import check_name
 from mura_ray.distributed.session import cluster_capacity, ray_session
 from mura_ray.distributed.space import Space, read_space, trial_config
-from mura_ray.distributed.sweep import Plan, Sweep, describe_sweep, plan_sweep, run_sweep
+from mura_ray.distributed.sweep import Plan, Sweep, check_sweep, describe_sweep, plan_sweep, run_sweep
 from mura_ray.distributed.trackers import TRACK, TRACKERS, check_trackers, open_trackers, parse_trackers
 from mura_ray.distributed.watch import PAGE_FILE
 from mura_ray.model.ensemble import read_description
@@ -58,6 +58,7 @@ def _tune(arguments: argparse.Namespace) -> None:
         _convert_once(data, arguments)
         name = check_name(arguments.name or f"{Path(arguments.space).stem}-{read_manifest(data).id[:8]}")
         sweep = describe_sweep(name, space, data)
+        check_sweep(sweep, runs)
         plan = plan_sweep(sweep, cluster_capacity())
         _print_plan(sweep, plan)
         if arguments.dry_run:

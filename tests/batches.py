@@ -1,14 +1,31 @@
-"""Batches from memory, for tests of the training loop."""
+"""Batches from memory, a network that compiles in seconds, and torch's settings, for tests of the training loop."""
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torchvision.models import DenseNet
 
+from mura_ray.config import TrialConfig
 from mura_ray.data.loader import Batch, worker_slice
 from mura_ray.model.densenet import AbnormalityNet
+
+SIZE = 64
+CONFIG = TrialConfig(image_size=SIZE, initial_weights="random", batch_size=8, epochs=2, learning_rate=1e-3)
+WEIGHTS = torch.tensor([[0.4, 0.6]]).repeat(7, 1)
+"""Of the classes, by study type and label."""
+
+
+@contextmanager
+def torch_settings_kept() -> Iterator[None]:
+    """Afterwards sets back what `prepare_run` sets for the whole process."""
+    cudnn, cublas = cast(Any, torch.backends.cudnn), torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, cublas.allow_tf32, cudnn.benchmark
+    yield
+    cudnn.allow_tf32, cublas.allow_tf32, cudnn.benchmark = before
 
 
 class MemoryLoader:

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 
+from benchmarks import harness
 from benchmarks.harness import Isolated, disk_bytes, machine, watched_memory, write_json
 from benchmarks.loader import measure, radiographs, report
 from benchmarks.loader.contenders import CONTENDERS, INSTALL, Contender, Data
@@ -58,11 +59,7 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    description, _, epilog = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.loader", description=description, epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = harness.parser("loader", __doc__)
     parser.add_argument("--images", type=_positive, default=4000, help="raised to whole batches (default: %(default)s)")
     parser.add_argument("--size", type=_positive, default=320, help="side in pixels (default: %(default)s)")
     parser.add_argument("--batch", type=_positive, default=64, help="images of a batch (default: %(default)s)")
@@ -72,7 +69,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(names)}, from files")
     parser.add_argument("--skip", choices=("files", "s3"), help="one of the two parts: from files, from S3")
     parser.add_argument("--folder", type=Path, help="where to make and remove the files (default: the temporary one)")
-    parser.add_argument("--json", type=Path, help="where to write all figures")
     return parser
 
 

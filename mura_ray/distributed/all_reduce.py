@@ -15,8 +15,6 @@ import ray.exceptions
 from ray._common.network_utils import find_free_port
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from mura_ray.distributed.interface import use_cluster_interface
-
 NUM_PARAMETERS = 12_486_145
 """Of the network: a float32 gradient of each is what the workers of a run exchange in every step."""
 
@@ -80,6 +78,8 @@ class _Worker:
 
     def join(self, backend: str, address: str, rank: int, num_workers: int) -> None:
         import torch.distributed
+
+        from mura_ray.distributed.process_group import use_cluster_interface
 
         use_cluster_interface()
         torch.distributed.init_process_group(

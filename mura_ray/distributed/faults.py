@@ -1,9 +1,11 @@
-"""Trials that fail: which faults are worth another try, and the log that a failed trial leaves.
+"""What befalls trials: the faults that they come through, those that are worth no other try, a failed trial's log.
 
 Ray Train continues a run whose workers failed, and Tune a trial whose own process was lost: `Recovery.max_failures`
 times each. What neither mends is the trial's failure, and stands in `<runs>/<name>/training/<trial>/error.txt`.
 """
 
+import json
+import time
 import traceback
 from datetime import UTC, datetime
 from typing import Any
@@ -14,11 +16,36 @@ import ray.train
 from mura_ray import store
 from mura_ray.training.loop import NonFiniteLossError
 
-ERROR_FILE = "error.txt"
+ERROR_FILE, FAULTS_FILE = "error.txt", "faults.jsonl"
+REASON_CHARS = 2000
+"""Of each worker's reason in a run's log of faults: the end."""
 
 
 class TrialFailedError(RuntimeError):
     """A trial failed for good, and its log is written; the text is the log's first line."""
+
+
+class FaultLog(ray.train.UserCallback):
+    """Keeps what a run came through: `faults.jsonl` in its folder, a row for each loss of workers.
+
+    Args:
+        folder: URI of the run.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._uri = store.join(folder, FAULTS_FILE)
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Workers failed, or their node did."""
+        reasons = {str(rank): str(error).strip()[-REASON_CHARS:] for rank, error in sorted(worker_exceptions.items())}
+        row = json.dumps({"time": time.time(), "workers": reasons}).encode() + b"\n"
+        try:  # what a callback raises would end the run
+            rows = store.read_bytes(self._uri) if store.exists(self._uri) else b""
+            store.write_bytes(self._uri, rows + row)
+        except OSError as error:
+            print(f"{run_context.run_config.name}: cannot note the fault in {self._uri}: {error}", flush=True)
+        first = next(iter(reasons.values())).splitlines() or [""]
+        print(f"{run_context.run_config.name} lost {len(reasons)} worker(s): {first[-1]}", flush=True)
 
 
 class StopAtNonFiniteLoss(ray.train.UserCallback):

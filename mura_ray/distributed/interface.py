@@ -1,54 +1,31 @@
-"""Over which network interface the workers of a run exchange gradients."""
+"""Over which network interface the workers of a run exchange gradients. Knows no Ray and no torch."""
 
 import fcntl
 import os
 import socket
 import struct
 from contextlib import suppress
-from dataclasses import dataclass
-
-import ray.util
-from ray.train._internal.base_worker_group import BaseWorkerGroup
-from ray.train.torch import TorchConfig
-from ray.train.torch.config import _TorchBackend
 
 GLOO_INTERFACE = "GLOO_SOCKET_IFNAME"
-_SIOCGIFADDR = 0x8915  # ioctl: an interface's IPv4 address
+_SIOCGIFADDR = 0x8915
+"""Linux' request for the address of a network interface."""
 
 
-def use_cluster_interface() -> None:
-    """Lets gloo listen where the other nodes reach this one, unless GLOO_SOCKET_IFNAME says where.
+def gloo_interface(address: str) -> str:
+    """The interface for gloo on a node with this address in the cluster, unless GLOO_SOCKET_IFNAME says which.
 
-    By itself it takes the address of the machine's own name: 127.0.1.1 on a Debian machine, loopback where nothing
+    By itself gloo takes the address of the machine's own name: 127.0.1.1 on a Debian machine, loopback where nothing
     knows the name, and then no other machine can connect. NCCL looks for an interface by itself.
     """
-    name = interface_of(ray.util.get_node_ip_address())
-    if name is not None:
-        os.environ.setdefault(GLOO_INTERFACE, name)
+    return os.environ.get(GLOO_INTERFACE) or interface_of(address)
 
 
-def interface_of(address: str) -> str | None:
-    """The name of this machine's interface with an IPv4 address; None where there is none."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as query:
+def interface_of(address: str) -> str:
+    """The network interface that has an IPv4 address; "" where none has."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         for _, name in socket.if_nameindex():
             with suppress(OSError):  # an interface without an address
-                answer = fcntl.ioctl(query, _SIOCGIFADDR, struct.pack("256s", name.encode()))
+                answer = fcntl.ioctl(asking, _SIOCGIFADDR, struct.pack("256s", name.encode()))
                 if socket.inet_ntoa(answer[20:24]) == address:
                     return name
-    return None
-
-
-class _Backend(_TorchBackend):
-    def on_start(self, worker_group: BaseWorkerGroup, backend_config: TorchConfig) -> None:
-        worker_group.execute(use_cluster_interface)
-        super().on_start(worker_group, backend_config)
-
-
-@dataclass
-class ClusterTorchConfig(TorchConfig):
-    """Ray Train's process group, over the cluster's network."""
-
-    @property
-    def backend_cls(self) -> type[_Backend]:
-        """What Ray Train starts it with."""
-        return _Backend
+    return ""

@@ -3,23 +3,18 @@
 Imports no torch: a broken one is to be told of, and the checks try it in a process of its own.
 """
 
-import fcntl
 import hashlib
 import os
-import socket
-import struct
 import subprocess
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from mura_ray import revision, store
 from mura_ray.data import checks
 from mura_ray.data.checks import Finding
 from mura_ray.data.manifest import manifest_sha256
-
-_SIOCGIFADDR = 0x8915
-"""Linux' request for the address of a network interface."""
+from mura_ray.distributed.interface import gloo_interface, interface_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +48,7 @@ class NodeReport:
         driver: the NVIDIA driver's version; "" where there is none.
         cache_free: bytes free where copies of the data set go; None where that cannot be told.
         shared_memory: bytes of /dev/shm.
-        interface: the network interface with the node's address.
+        interface: the network interface with the node's address, or that address where none has it.
         gloo: the interface that CPU workers exchange gradients over.
         nccl: the same of GPU workers; "" where NCCL chooses.
         manifest: SHA-256 of the data set's manifest; "" where none was read.
@@ -112,8 +107,8 @@ class NodeProbe:
             driver=driver,
             cache_free=checks.cache_free_bytes(),
             shared_memory=checks.shared_memory_bytes()[0],
-            interface=interface_of(self._address),
-            gloo=os.environ.get("GLOO_SOCKET_IFNAME") or interface_of(_address_of_name()),
+            interface=interface_of(self._address) or self._address,
+            gloo=gloo_interface(self._address) or self._address,
             nccl=os.environ.get("NCCL_SOCKET_IFNAME", ""),
             manifest=manifest_hash,
             source_file=source_hash,
@@ -172,24 +167,6 @@ def nvidia_gpus() -> tuple[str, list[str]]:
         return "", []
     rows = [line.split(", ", 2) for line in listed.splitlines()]
     return rows[0][0] if rows else "", [f"{name} {float(mib) / 1024:.0f} GiB" for _, mib, name in rows]
-
-
-def interface_of(address: str) -> str:
-    """The network interface that has an IPv4 address; the address itself where none has."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-        for _, name in socket.if_nameindex():
-            with suppress(OSError):  # an interface without an address
-                answer = fcntl.ioctl(asking.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()))
-                if socket.inet_ntoa(answer[20:24]) == address:
-                    return name
-    return address
-
-
-def _address_of_name() -> str:
-    """The address that the machine's own name stands for, which gloo takes unless told otherwise."""
-    with suppress(OSError):
-        return socket.gethostbyname(socket.gethostname())
-    return "127.0.0.1"
 
 
 def _hash_source(uri: str) -> tuple[str, list[Finding]]:

@@ -7,20 +7,16 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import ray.train
 import torch
 import torch.distributed as dist
 from pydantic import Field
 
-from mura_ray import store
 from mura_ray.config import Settings
 from mura_ray.data.loader import Batch
 from mura_ray.training.loop import num_workers
-
-FAULTS_FILE = "faults.jsonl"
-REASON_CHARS = 2000
 
 ASK_EVERY = {"cpu": 1, "cuda": 20}
 """Steps between agreements: on a GPU each waits for all the work that was queued."""
@@ -109,29 +105,6 @@ class CheckpointClock:
         shared = torch.tensor(flags, dtype=torch.uint8, device=self._device)
         dist.broadcast(shared, src=0)
         return tuple(bool(flag) for flag in shared.tolist())
-
-
-class FaultLog(ray.train.UserCallback):
-    """Keeps what a run came through: `faults.jsonl` in its folder, a row for each loss of workers.
-
-    Args:
-        folder: URI of the run.
-    """
-
-    def __init__(self, folder: str) -> None:
-        self._uri = store.join(folder, FAULTS_FILE)
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Workers failed, or their node did."""
-        reasons = {str(rank): str(error).strip()[-REASON_CHARS:] for rank, error in sorted(worker_exceptions.items())}
-        row = json.dumps({"time": time.time(), "workers": reasons}).encode() + b"\n"
-        try:  # what a callback raises would end the run
-            rows = store.read_bytes(self._uri) if store.exists(self._uri) else b""
-            store.write_bytes(self._uri, rows + row)
-        except OSError as error:
-            print(f"{run_context.run_config.name}: cannot note the fault in {self._uri}: {error}", flush=True)
-        first = next(iter(reasons.values())).splitlines() or [""]
-        print(f"{run_context.run_config.name} lost {len(reasons)} worker(s): {first[-1]}", flush=True)
 
 
 def log_event(trial: str, event: str) -> None:

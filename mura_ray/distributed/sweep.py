@@ -109,11 +109,20 @@ def describe_sweep(name: str, space: Space, data: str) -> Sweep:
     return sweep
 
 
+def check_sweep(sweep: Sweep, runs: str) -> None:
+    """Checks that no other search goes by a search's name.
+
+    Raises:
+        ValueError: one does.
+    """
+    check_claim(store.join(runs, sweep.name), SWEEP_FILE, sweep, same=("space", "data_id"))
+
+
 def run_sweep(sweep: Sweep, plan: Plan, runs: str, trackers: Sequence[Tracker] = ()) -> str:
     """Runs a search, or continues it where one of the same name was interrupted, and writes its ensemble and its page.
 
     Args:
-        sweep: what to search.
+        sweep: what to search, which `check_sweep` has passed.
         plan: how, on this cluster.
         runs: URI under which `<name>/` is written.
         trackers: to be told of the trials, besides TensorBoard.
@@ -122,11 +131,10 @@ def run_sweep(sweep: Sweep, plan: Plan, runs: str, trackers: Sequence[Tracker] =
         URI of the ensemble.
 
     Raises:
-        ValueError: another search has this name; the search was interrupted; too few trials were eligible.
+        ValueError: the search was interrupted; too few trials were eligible.
     """
     home = store.join(runs, sweep.name)
     ensemble = store.join(home, "ensemble")
-    check_claim(home, SWEEP_FILE, sweep, same=("space", "data_id"))
     view = SweepView(home, sweep.name, sweep.space, sweep.data, trackers)
     with Watch(view.look, trackers):
         if not store.exists(store.join(ensemble, "ensemble.json")):

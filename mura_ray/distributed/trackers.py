@@ -94,18 +94,17 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def open_trackers(names: Sequence[str], experiment: str) -> list[Tracker]:
-    """Trackers of a search or run, each checked before anything starts.
+    """Trackers of a search or run, of which `check_trackers` has found the packages.
 
     Args:
         names: of the trackers.
         experiment: name of the search or run.
 
     Raises:
-        ValueError: a package or a key is missing, or a server cannot be reached, with the remedy.
+        ValueError: a key is missing, or a server cannot be reached, with the remedy.
     """
-    check_trackers(names)
     kinds = {"mlflow": MlflowTracker, "wandb": WandbTracker}
-    return [kinds[name](experiment) for name in dict.fromkeys(names)]
+    return [kinds[name](experiment) for name in names]
 
 
 def without_secrets(text: str) -> str:

@@ -19,12 +19,11 @@ from mura_ray.config import Settings, TrialConfig
 from mura_ray.data.cache import local_split
 from mura_ray.data.loader import Batch, SplitLoader
 from mura_ray.data.manifest import manifest_sha256, read_manifest
-from mura_ray.distributed.faults import StopAtNonFiniteLoss
-from mura_ray.distributed.interface import ClusterTorchConfig
+from mura_ray.distributed.faults import FaultLog, StopAtNonFiniteLoss
+from mura_ray.distributed.process_group import ClusterTorchConfig
 from mura_ray.distributed.recovery import (
     STANDS_STILL_FOR_S,
     CheckpointClock,
-    FaultLog,
     Recovery,
     log_event,
     log_samples,

@@ -4,6 +4,7 @@ Colours are CSS variables of the page, so that both follow its light or dark sch
 """
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -196,13 +197,7 @@ def _labels(labels: Sequence[tuple[tuple[float, float], Line]], x: float, top: f
 
 
 def _axis(name: str, ticks: Sequence[tuple[float, str]], x: float, bottom: float, top: float) -> list[str]:
-    words = name.rpartition(".")[2].replace("_", " ").split(" ")
-    lines = [words[0]]
-    for word in words[1:]:
-        if len(lines[-1]) + len(word) < 12:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(word)
+    lines = textwrap.wrap(name.rpartition(".")[2].replace("_", " "), 12, break_long_words=False)
     head = top - 16 - 14 * (len(lines) - 1)
     spans = "".join(f'<tspan x="{x:.1f}" y="{head + 14 * i}">{escape(text)}</tspan>' for i, text in enumerate(lines))
     parts = [

@@ -22,7 +22,7 @@ COST = (
 )
 DISCLAIMER = "Research software. Not a medical device: not for diagnosis, triage or treatment."
 
-Status = Literal["waiting", "running", "interrupted", "finished", "stopped early", "failed"]
+Status = Literal["running", "interrupted", "finished", "stopped early", "failed"]
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def sweep_page(sweep: Sweep, updated: str) -> str:
         sweep: what it shows.
         updated: when it was made, as text.
     """
-    is_over = sweep.ensemble_id is not None or not any(trial.status in ("running", "waiting") for trial in sweep.trials)
+    is_over = sweep.ensemble_id is not None or not any(trial.status == "running" for trial in sweep.trials)
     sections = [
         _headline(sweep, updated, is_over),
         _section("Validation loss", _curves(sweep), _CURVES_HINT),
@@ -249,7 +249,7 @@ def _breakable(name: str) -> str:
 
 def _choice(sweep: Sweep, trial: Trial, place: int | None, best: Sequence[str]) -> str:
     """Why a trial is a member or not."""
-    num_eligible = len(order) if (order := ranked(sweep)) else 0
+    num_eligible = len(ranked(sweep))
     if trial.id in best:
         return f"member {best.index(trial.id) + 1}" if sweep.ensemble_id else f"among the {len(best)} lowest so far"
     if trial.status == "failed":

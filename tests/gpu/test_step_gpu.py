@@ -19,7 +19,7 @@ from torch import nn
 from mura_ray.config import TrialConfig
 from mura_ray.data.prefetch import prefetch, to_device
 from mura_ray.training import loop
-from tests.batches import MemoryLoader, SmallNetwork
+from tests.batches import CONFIG, SIZE, WEIGHTS, MemoryLoader, SmallNetwork, torch_settings_kept
 
 pytestmark = [
     pytest.mark.gpu,
@@ -29,17 +29,12 @@ pytestmark = [
 needs_two = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 
 GPU = torch.device("cuda", 0)
-SIZE = 64
-CONFIG = TrialConfig(image_size=SIZE, initial_weights="random", batch_size=8, epochs=2, learning_rate=1e-3)
-WEIGHTS = torch.tensor([[0.4, 0.6]]).repeat(7, 1)
 
 
 @pytest.fixture(autouse=True)
 def process_wide_settings() -> Iterator[None]:
-    cudnn, cublas = cast(Any, torch.backends.cudnn), torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, cublas.allow_tf32, cudnn.benchmark
-    yield
-    cudnn.allow_tf32, cublas.allow_tf32, cudnn.benchmark = before
+    with torch_settings_kept():
+        yield
     torch.compiler.reset()  # after eight networks torch would compile no more of them
 
 

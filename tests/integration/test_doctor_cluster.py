@@ -4,45 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from mura_ray.data.manifest import Manifest, write_manifest
+from tests.ray_nodes import TOKEN, three_nodes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
-
-CLUSTER = """
-import sys
-from ray.cluster_utils import Cluster
-
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-nodes = [cluster.head_node, *(cluster.add_node(num_cpus=1) for _ in range(2))]
-print(cluster.address, *(node.node_id for node in nodes), flush=True)
-sys.stdin.readline()
-cluster.shutdown()
-"""
-TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
-
-
-@contextmanager
-def cluster(**variables: str) -> Iterator[tuple[str, list[str]]]:
-    """Its address and the ids of its nodes, which were started with these variables."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        text=True, start_new_session=True, env={**os.environ, **TOKEN, **variables},
-    )  # fmt: skip
-    assert process.stdin
-    assert process.stdout
-    try:
-        address, *node_ids = process.stdout.readline().split()
-        yield address, node_ids
-    finally:
-        process.stdin.close()
-        process.wait(timeout=60)
-        process.stdout.close()
 
 
 def doctor(address: str, *options: str) -> subprocess.CompletedProcess[str]:
@@ -60,7 +29,7 @@ def test_every_node_of_a_sound_cluster_is_looked_at(tmp_path: Path) -> None:
     write_manifest(str(data), manifest)
     source.mkdir()
     (source / "a.png").write_bytes(b"an image")
-    with cluster() as (address, node_ids):
+    with three_nodes() as (address, node_ids, _):
         ended = doctor(address, "--data", str(data), "--runs", str(runs), "--source", str(source), "--json")
     assert ended.returncode == 0, ended.stdout + ended.stderr
     said = json.loads(ended.stdout)
@@ -82,7 +51,7 @@ def test_every_node_of_a_sound_cluster_is_looked_at(tmp_path: Path) -> None:
 
 def test_what_fails_on_the_nodes_is_told_with_its_remedy(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with cluster(GLOO_SOCKET_IFNAME="nowhere") as (address, node_ids):
+    with three_nodes(GLOO_SOCKET_IFNAME="nowhere") as (address, node_ids, _):
         ended = doctor(address, "--runs", str(tmp_path / "file" / "runs"))
     assert ended.returncode == 1
     failures = [line.split(maxsplit=2) for line in ended.stdout.splitlines() if line.startswith("FAIL")]

@@ -1,13 +1,12 @@
 """Training that loses workers and nodes: what it ends with, and what of its work it does again."""
 
-import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,26 +19,11 @@ import pytest
 from mura_ray.data import phantom
 from mura_ray.data.loader import global_order
 from mura_ray.data.manifest import read_manifest, read_table
+from tests.ray_nodes import TOKEN, three_nodes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 BATCH, EPOCHS, INTERVAL = 6, 2, 4
-
-CLUSTER = """
-import sys
-from ray.cluster_utils import Cluster
-
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
-print(cluster.address, *(node.node_id for node in nodes), flush=True)
-for line in sys.stdin:  # nodes can be added from the main thread only
-    if line.strip() == "remove":
-        cluster.remove_node(nodes.pop(), allow_graceful=False)
-    else:
-        nodes.append(cluster.add_node(num_cpus=1))
-    print("done", flush=True)
-cluster.shutdown()
-"""
 
 
 def samples_of(folder: Path) -> Path:
@@ -177,49 +161,19 @@ def test_a_run_killed_inside_an_epoch_continues_there(
     assert_every_batch_once_in_order(data, continued.steps())
 
 
-CLUSTER_VARIABLES = {
-    "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4,
+FASTER = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5",  # how long Ray waits for a lost node before it goes on without
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",
-}  # fmt: skip
+}
 ELASTIC, ELASTIC_EPOCHS = ("--min-workers", "1", "--recovery=resize_every_s=3"), 10
 NOTICE_EPOCHS = 40  # shorter ones: there are no checkpoints inside them
 
 
-@contextlib.contextmanager
-def two_nodes(samples: Path) -> Iterator[tuple[str, list[str], Callable[[str], None]]]:
-    """A cluster of a head without CPUs and two nodes of one.
-
-    Gives its address, the nodes' ids, and a way to "remove" the last node (as a power cut would) and to "add" one.
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        text=True, start_new_session=True,
-        env={**os.environ, **CLUSTER_VARIABLES, "MURA_SAMPLE_LOG": str(samples)},
-    )  # fmt: skip
-    assert process.stdin
-    assert process.stdout
-
-    def tell(what: str) -> None:
-        assert process.stdin
-        assert process.stdout
-        process.stdin.write(f"{what}\n")
-        process.stdin.flush()
-        assert process.stdout.readline() == "done\n"
-
-    try:
-        address, *node_ids = process.stdout.readline().split()
-        yield address, node_ids, tell
-    finally:
-        process.stdin.close()
-        process.wait(timeout=60)
-        process.stdout.close()
-
-
 @pytest.mark.faults
 def test_an_elastic_run_goes_on_with_one_worker_and_again_with_two(data: str, tmp_path: Path) -> None:
-    with two_nodes(samples_of(tmp_path)) as (address, _, tell):
-        training = Training(data, tmp_path, *ELASTIC, epochs=ELASTIC_EPOCHS, RAY_ADDRESS=address, **CLUSTER_VARIABLES)
+    with three_nodes(**FASTER, MURA_SAMPLE_LOG=str(samples_of(tmp_path))) as (address, _, tell):
+        variables = {**TOKEN, **FASTER, "RAY_ADDRESS": address}
+        training = Training(data, tmp_path, *ELASTIC, epochs=ELASTIC_EPOCHS, **variables)
         training.wait_for(epoch=1, batch=3)
         tell("remove")
         removed_s = time.time()
@@ -270,8 +224,8 @@ def metadata() -> Iterator[str]:
 
 @pytest.mark.faults
 def test_a_node_that_is_taken_away_with_notice_costs_no_step(data: str, tmp_path: Path, metadata: str) -> None:
-    with two_nodes(samples_of(tmp_path)) as (address, node_ids, tell):
-        variables = {**CLUSTER_VARIABLES, "RAY_ADDRESS": address, "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata}
+    with three_nodes(**FASTER, MURA_SAMPLE_LOG=str(samples_of(tmp_path))) as (address, node_ids, tell):
+        variables = {**TOKEN, **FASTER, "RAY_ADDRESS": address, "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata}
         with (tmp_path / "spot.log").open("w") as log:
             watcher = subprocess.Popen(
                 [sys.executable, "-m", "mura_ray.distributed.spot", "--node-id", node_ids[-1]],

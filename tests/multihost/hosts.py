@@ -225,8 +225,8 @@ class Network:
 def network(folder: Path) -> Iterator[Network]:
     """A network of no hosts yet. At the end all of it is taken away."""
     number = os.getpid() % 4096
-    subnet = ipaddress.ip_network(f"10.{208 + number // 256}.{number % 256}.0/24")
-    made = Network(folder, f"mr{number:x}", ipaddress.IPv4Network(subnet))
+    subnet = ipaddress.IPv4Network(f"10.{208 + number // 256}.{number % 256}.0/24")
+    made = Network(folder, f"mr{number:x}", subnet)
     _ip("link", "add", made.bridge, "type", "bridge")
     try:
         _ip("addr", "add", f"{made.address}/24", "dev", made.bridge)

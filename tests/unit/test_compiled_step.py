@@ -10,11 +10,7 @@ import torch._inductor.config
 
 from mura_ray.config import TrialConfig
 from mura_ray.training import loop
-from tests.batches import MemoryLoader, SmallNetwork
-
-SIZE = 64
-CONFIG = TrialConfig(image_size=SIZE, initial_weights="random", batch_size=8, epochs=2, learning_rate=1e-3)
-WEIGHTS = torch.tensor([[0.4, 0.6]]).repeat(7, 1)
+from tests.batches import CONFIG, SIZE, WEIGHTS, MemoryLoader, SmallNetwork, torch_settings_kept
 
 
 @pytest.fixture(autouse=True)
@@ -26,10 +22,8 @@ def compile_here() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def process_wide_settings() -> Iterator[None]:
-    cudnn, cublas = cast(Any, torch.backends.cudnn), torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, cublas.allow_tf32, cudnn.benchmark
-    yield
-    cudnn.allow_tf32, cublas.allow_tf32, cudnn.benchmark = before
+    with torch_settings_kept():
+        yield
 
 
 def make_run(**settings: Any) -> loop.Run:

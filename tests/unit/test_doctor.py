@@ -6,7 +6,6 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from mura_ray.data import checks
 from mura_ray.data.cache import file_sha256, local_split
 from mura_ray.data.manifest import TABLE_COLUMNS, Manifest, Shard, Split, write_manifest
 from mura_ray.data.shards import write_shard
-from tests.s3_server import BUCKET, Proxy, environment, get_folder, put_folder, s3_server
+from tests.s3_server import BUCKET, Proxy, get_folder, put_folder
 
 MIB = 2**20
 
@@ -70,24 +69,6 @@ def make_shard(folder: Path, key: str) -> Shard:
 def data(sound: Path, tmp_path: Path) -> Path:
     """A copy of the data set, to be damaged."""
     return Path(shutil.copytree(sound, tmp_path / "data"))
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with s3_server(tmp_path_factory.mktemp("s3") / "log") as url:
-        yield url
-
-
-@pytest.fixture
-def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    proxy = Proxy(server)
-    with proxy.running() as url:
-        for name, value in environment(url).items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(s3, "BACKOFF_S", 0.01)
-        s3._renew_credentials()
-        yield proxy
-    s3._renew_credentials()
 
 
 def lines_of(capsys: pytest.CaptureFixture[str], status: str) -> list[str]:

@@ -2,34 +2,16 @@
 
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from mura_ray import s3, store
-from tests.s3_server import BUCKET, Fault, Proxy, Request, environment, get_folder, plain_client, s3_server
+from tests.s3_server import BUCKET, Fault, Proxy, Request, get_folder, plain_client
 
 MIB = 2**20
 LARGE = random.Random(0).randbytes(20 * MIB + 7)  # three parts, the last incomplete
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with s3_server(tmp_path_factory.mktemp("s3") / "log") as url:
-        yield url
-
-
-@pytest.fixture
-def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    proxy = Proxy(server)
-    with proxy.running() as url:
-        for name, value in environment(url).items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(s3, "BACKOFF_S", 0.01)
-        s3._renew_credentials()
-        yield proxy
-    s3._renew_credentials()
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ CONFIG = {"learning_rate": 1e-4, "augmentation.rotation_deg": 30.0}
 def test_a_missing_package_is_named_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ValueError, match=r"--track wandb needs a package that is not installed: pip install wandb"):
-        open_trackers(["wandb"], "search")
+        trackers.check_trackers(["wandb"])
 
 
 def test_no_secret_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from mura_ray.data.checks import Finding
-from mura_ray.distributed import inspection, node_probe
+from mura_ray.distributed import comparison, node_probe
 from mura_ray.distributed.all_reduce import NUM_PARAMETERS, AllReduce
-from mura_ray.distributed.inspection import Clock, Node
+from mura_ray.distributed.comparison import Clock, Node
 from mura_ray.distributed.node_probe import NodeProbe, NodeReport, Places
 from mura_ray.model.densenet import build_network
 
@@ -45,14 +45,14 @@ def failures(findings: list[Finding]) -> list[Finding]:
 
 
 def test_equal_nodes_have_nothing_to_be_repaired() -> None:
-    found = inspection.compare_reports({node(1): REPORT, node(2): REPORT}, HERE, PLACES)
+    found = comparison.compare_reports({node(1): REPORT, node(2): REPORT}, HERE, PLACES)
     assert failures(found) == []
     assert "torch: well on all 2 nodes" in found[0].detail
 
 
 def test_each_version_that_differs_is_a_line_with_the_nodes() -> None:
     versions = {name(1): HERE, name(2): {**HERE, "torch": "2.14.1"}, name(3): {**HERE, "mura_ray": "0dd"}}
-    torch, program = inspection.compare_versions(versions, HERE)
+    torch, program = comparison.compare_versions(versions, HERE)
     assert torch.status == program.status == "FAIL"
     assert torch.detail == f"torch is 2.15.0 here, 2.14.1 on {name(2)}"
     assert "setup-node.sh" in torch.remedy
@@ -66,7 +66,7 @@ def test_each_version_that_differs_is_a_line_with_the_nodes() -> None:
 )
 def test_clocks_count_as_far_apart_as_they_are_for_certain(offset_s: float, uncertainty_s: float, status: str) -> None:
     clocks = {name(1): Clock(0.0, 0.001), name(2): Clock(offset_s, uncertainty_s)}
-    (found,) = inspection.compare_clocks(clocks)
+    (found,) = comparison.compare_clocks(clocks)
     assert found.status == status
     if status != "ok":
         assert found.detail.startswith(name(2))
@@ -88,26 +88,26 @@ def test_gpus_that_ray_gives_out_must_be_there(
     given: int, usable: int, installed: int, status: str | None, says: str
 ) -> None:
     report = replace(REPORT, gpus=["NVIDIA L4 22 GiB"] * usable, installed_gpus=["NVIDIA L4 22 GiB"] * installed)
-    found = inspection.check_gpus(node(1, given), report)
+    found = comparison.check_gpus(node(1, given), report)
     assert [finding.status for finding in found] == ([status] if status else [])
     assert all(name(1) in finding.detail and says in finding.detail + finding.remedy for finding in found)
 
 
 def test_storage_that_is_not_shared_names_who_shares_with_whom() -> None:
     everyone = [name(1), name(2), name(3)]
-    assert inspection.compare_storage("/runs", everyone, dict.fromkeys(everyone, everyone)).status == "ok"
+    assert comparison.compare_storage("/runs", everyone, dict.fromkeys(everyone, everyone)).status == "ok"
     seen = {name(1): [name(1)], name(2): [name(2), name(3)], name(3): [name(3), name(2)]}
-    found = inspection.compare_storage("/runs", everyone, seen)
+    found = comparison.compare_storage("/runs", everyone, seen)
     assert found.status == "FAIL"
     assert found.detail.endswith(f"{name(1)} | {name(2)}, {name(3)}")
     assert "s3://" in found.remedy
-    alone = inspection.compare_storage("/runs", [name(1)], {name(1): [name(1)]})
+    alone = comparison.compare_storage("/runs", [name(1)], {name(1): [name(1)]})
     assert alone.status == "ok"
 
 
 def test_a_data_set_that_is_another_on_some_node_fails() -> None:
     reports = {node(1): REPORT, node(2): replace(REPORT, manifest="def")}
-    (found,) = failures(inspection.compare_reports(reports, HERE, PLACES))
+    (found,) = failures(comparison.compare_reports(reports, HERE, PLACES))
     assert (found.check, found.status) == ("data", "FAIL")
     assert found.detail == f"/shards is not the same everywhere: {name(1)} | {name(2)}"
 
@@ -116,19 +116,19 @@ def test_a_data_set_that_is_another_on_some_node_fails() -> None:
 def test_radiographs_are_needed_until_they_are_converted(converted: bool, status: str) -> None:
     unread = replace(REPORT, manifest="", findings=[Finding("source", "FAIL", "no file at '/MURA/a.png'")])
     places = replace(PLACES, converted=converted, source_file="/MURA/a.png")
-    (found,) = failures(inspection.compare_reports({node(1): unread, node(2): REPORT}, HERE, places))
+    (found,) = failures(comparison.compare_reports({node(1): unread, node(2): REPORT}, HERE, places))
     assert (found.status, found.detail) == (status, f"{name(1)}: no file at '/MURA/a.png'")
 
 
 def test_the_same_trouble_on_several_nodes_is_one_line() -> None:
     trouble = Finding("shared memory", "FAIL", "/dev/shm has 64 MB", "--shm-size")
-    found = inspection.merge({name(1): [], name(2): [trouble], name(3): [trouble]})
+    found = comparison.merge({name(1): [], name(2): [trouble], name(3): [trouble]})
     assert found == [replace(trouble, detail=f"{name(2)}, {name(3)}: /dev/shm has 64 MB")]
 
 
 def test_what_an_autoscaler_may_bring_is_said() -> None:
-    assert inspection.check_size([node(1), node(2, 1)], {"CPU": 8, "GPU": 1}).status == "ok"
-    found = inspection.check_size([node(1)], {"CPU": 64, "GPU": 16})
+    assert comparison.check_size([node(1), node(2, 1)], {"CPU": 8, "GPU": 1}).status == "ok"
+    found = comparison.check_size([node(1)], {"CPU": 64, "GPU": 16})
     assert found.status == "note"
     assert "may bring 64 CPUs and 16 GPUs" in found.detail
 
@@ -137,7 +137,7 @@ def test_bandwidths() -> None:
     measured = AllReduce("nccl", num_workers=4, num_nodes=2, num_bytes=50_000_000, seconds=0.01)
     assert measured.algorithm_bandwidth == pytest.approx(5e9)
     assert measured.bus_bandwidth == pytest.approx(7.5e9)
-    assert "4 workers (nccl) on 2 nodes: 50.0 MB" in inspection.describe_all_reduce(measured).detail
+    assert "4 workers (nccl) on 2 nodes: 50.0 MB" in comparison.describe_all_reduce(measured).detail
 
 
 def test_gradients_are_as_large_as_the_networks() -> None:
@@ -146,11 +146,11 @@ def test_gradients_are_as_large_as_the_networks() -> None:
 
 
 def test_a_group_that_does_not_form_names_variable_and_interfaces() -> None:
-    found = inspection.group_failure("gloo", 2, "timed out", "10.0.0.1:34567", {name(1): "eth0", name(2): "lo"})
+    found = comparison.group_failure("gloo", 2, "timed out", "10.0.0.1:34567", {name(1): "eth0", name(2): "lo"})
     assert found.status == "FAIL"
     for word in ("GLOO_SOCKET_IFNAME", "10.0.0.1:34567", "firewall", f"lo on {name(2)}"):
         assert word in found.remedy
-    assert "NCCL_SOCKET_IFNAME" in inspection.group_failure("nccl", 2, "", "10.0.0.1:34567", {}).remedy
+    assert "NCCL_SOCKET_IFNAME" in comparison.group_failure("nccl", 2, "", "10.0.0.1:34567", {}).remedy
 
 
 def test_nodes_that_share_a_folder_see_each_others_files_and_leave_nothing(tmp_path: Path) -> None:
@@ -172,11 +172,6 @@ def test_a_place_that_cannot_be_written_is_told_of(tmp_path: Path) -> None:
     (failure,) = probe.write({str(tmp_path / "file" / "runs" / "x"): b""})
     assert (failure.check, failure.status) == ("storage", "FAIL")
     assert probe.remove() == []
-
-
-def test_interfaces_are_found_by_address() -> None:
-    assert node_probe.interface_of("127.0.0.1") == "lo"
-    assert node_probe.interface_of("203.0.113.7") == "203.0.113.7"
 
 
 def test_what_the_nvidia_driver_lists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,55 @@
+"""A Ray cluster of several nodes on this machine, in a process of its own, that asks for a token."""
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+
+TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+print(cluster.address, *(node.node_id for node in (cluster.head_node, *nodes)), flush=True)
+for line in sys.stdin:  # nodes can be added from the main thread only
+    if line.strip() == "remove":
+        cluster.remove_node(nodes.pop(), allow_graceful=False)
+    else:
+        nodes.append(cluster.add_node(num_cpus=1))
+    print("done", flush=True)
+cluster.shutdown()
+"""
+
+
+@contextlib.contextmanager
+def three_nodes(**variables: str) -> Iterator[tuple[str, list[str], Callable[[str], None]]]:
+    """A cluster of a head without CPUs and two nodes of one, started with these environment variables.
+
+    Gives its address, the nodes' ids, the head's first, and a way to "remove" the last node (as a power cut would) and
+    to "add" one.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        text=True, start_new_session=True, env={**os.environ, **TOKEN, **variables},
+    )  # fmt: skip
+    assert process.stdin
+    assert process.stdout
+
+    def tell(what: str) -> None:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(f"{what}\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "done\n"
+
+    try:
+        address, *node_ids = process.stdout.readline().split()
+        yield address, node_ids, tell
+    finally:
+        process.stdin.close()
+        process.wait(timeout=60)
+        process.stdout.close()
