@@ -10,7 +10,6 @@ import base64
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -30,6 +29,7 @@ from mura_ray.data.manifest import read_table
 from mura_ray.distributed.conversion import run_conversion
 from mura_ray.distributed.session import API_SERVER, ray_session
 from mura_ray.domain import ABNORMAL, NORMAL
+from mura_ray.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 NUM_TRAIN_STUDIES, NUM_VALID_STUDIES = 250, 130
@@ -168,9 +168,7 @@ def _serve_one_study(out: Path, source: Path, shards: Path, ensemble: Path) -> N
 @contextmanager
 def serving(out: Path, ensemble: Path) -> Iterator[str]:
     """A server of the ensemble on a free port of this machine, as a process of its own; gives its address."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     config = yaml.safe_load((ROOT / "serve" / "config.yaml").read_text())
     config["http_options"]["port"] = port
     store.write_bytes(str(out / "serve.yaml"), yaml.safe_dump(config).encode())

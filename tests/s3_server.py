@@ -20,13 +20,9 @@ from urllib.parse import unquote, urlsplit
 import boto3
 from botocore.config import Config
 
+from mura_ray.ports import free_port
+
 BUCKET = "mura"
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def environment(url: str) -> dict[str, str]:

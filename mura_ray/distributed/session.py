@@ -12,6 +12,8 @@ import ray
 from ray._private import services
 from ray._private.state import state
 
+from mura_ray.ports import free_port
+
 API_SERVER = "RAY_API_SERVER_ADDRESS"
 REACH_TIMEOUT_S = 10.0
 
@@ -144,9 +146,7 @@ def _start(worker_logs: bool) -> None:
     gives the trial's CPUs and GPUs back. Ray's processes inherit the server's address from this one's environment: by
     themselves they would look for it among all clusters of the machine, and give up where there are several.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     os.environ[API_SERVER] = f"http://127.0.0.1:{port}"
     dashboard = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
     ray.init(address="local", **dashboard, **_settings(worker_logs))

@@ -5,7 +5,6 @@ without graphs) and tests/unit/test_prefetch.py (the order, without a stream). N
 none for CPUs.
 """
 
-import socket
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -18,6 +17,7 @@ from torch import nn
 
 from mura_ray.config import TrialConfig
 from mura_ray.data.prefetch import prefetch, to_device
+from mura_ray.ports import free_port
 from mura_ray.training import loop
 from tests.batches import CONFIG, SIZE, WEIGHTS, MemoryLoader, SmallNetwork, torch_settings_kept
 
@@ -131,9 +131,7 @@ def _worker(rank: int, port: int, folder: str) -> None:
 
 @needs_two
 def test_two_gpus_with_synchronised_batch_norm_train_as_one(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     torch.multiprocessing.spawn(_worker, (port, str(tmp_path)), nprocs=2)  # pyright: ignore
     alone = make_run(compile="none")
     expected = train_two_epochs(alone)

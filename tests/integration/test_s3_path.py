@@ -19,7 +19,8 @@ import pytest
 import yaml
 
 from mura_ray.data import phantom
-from tests.s3_server import BUCKET, Proxy, environment, free_port, get_folder, plain_client, put_folder, s3_server
+from mura_ray.ports import free_port
+from tests.s3_server import BUCKET, Proxy, environment, get_folder, plain_client, put_folder, s3_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -3,7 +3,6 @@ import io
 import os
 import shutil
 import signal
-import socket
 import struct
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from mura_ray.images import read_gray
 from mura_ray.model.checkpoint import CheckpointMeta, save_checkpoint
 from mura_ray.model.densenet import AbnormalityNet
 from mura_ray.model.ensemble import Ensemble, MemberSource, write_ensemble
+from mura_ray.ports import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -63,12 +63,6 @@ def tamper(folder, copy):
     content = bytearray((copy / "member-3.safetensors").read_bytes())
     content[-1] ^= 1
     (copy / "member-3.safetensors").write_bytes(content)
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def pids_of_session(session):

@@ -1,6 +1,5 @@
 """The loop on a network of a few weights, without BatchNorm, so that numbers can be compared exactly."""
 
-import socket
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +12,7 @@ from torch import nn
 
 from mura_ray.config import Augmentation, TrialConfig
 from mura_ray.data.loader import Batch
+from mura_ray.ports import free_port
 from mura_ray.training import loop
 from tests.batches import MemoryLoader
 
@@ -63,9 +63,7 @@ def test_the_number_of_workers_changes_neither_weights_nor_losses(
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no pool of processes in each worker
     expected = train_two_epochs(make_run())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     torch.multiprocessing.spawn(_worker, (world_size, port, str(tmp_path), compiled), nprocs=world_size)  # pyright: ignore
     for rank in range(world_size):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
