@@ -87,7 +87,8 @@ def test_a_search_ends_with_the_same_ensemble_though_hosts_are_lost(
     cluster.wait_for_job(job, timeout_s=900)
 
     expected, found = undisturbed, cluster.ensemble("disturbed")
-    assert len({row["pid"] for row in cluster.steps() if row["time"] > started_s}) >= 2 * (3 + 2), "nothing was lost"
+    workers = {(row["host"], row["pid"]) for row in cluster.steps() if row["time"] > started_s}
+    assert len(workers) == 2 * (SPACE["num_trials"] + 2), "each loss brings a group of two new workers"
     assert [number(member) for member in found["members"]] == [number(member) for member in expected["members"]]
     for name in ("epoch", "config"):
         assert [member[name] for member in found["members"]] == [member[name] for member in expected["members"]]
