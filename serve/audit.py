@@ -15,7 +15,7 @@ EPILOG = """example:
   python -m serve.audit export --csv audit.csv
 
 Without --url it is the record of MURA_AUDIT, else ~/.local/state/mura_ray/audit.sqlite3. Both commands may run while
-the server does. Rows at the end can be cut off unseen unless the newest hash is noted elsewhere: note it now and then."""
+the server does. Rows at the end can be cut off unseen unless the newest hash is noted elsewhere: note it at times."""
 
 
 def main(argv: list[str] | None = None) -> int:
