@@ -224,6 +224,9 @@ class AuditRecord:
 
 _NEWEST = sa.select(AUDIT.c.seq, AUDIT.c.hash).order_by(AUDIT.c.seq.desc()).limit(1)
 
+_PAGE = sa.select(AUDIT).where(AUDIT.c.seq > sa.bindparam("last")).order_by(AUDIT.c.seq).limit(1000)
+"""Some rows at a time: not every driver streams."""
+
 
 def read_rows(url: str) -> Iterator[Row]:
     """The rows of a record, oldest first, as they are at this moment.
@@ -237,9 +240,10 @@ def read_rows(url: str) -> Iterator[Row]:
     engine = _engine(parsed, _BUSY_S)
     try:
         with engine.connect() as connection:
-            result = connection.execution_options(yield_per=1000).execute(sa.select(AUDIT).order_by(AUDIT.c.seq))
-            for row in result.mappings():
-                yield dict(row)
+            last = -(2**63)
+            while page := connection.execute(_PAGE, {"last": last}).mappings().all():
+                yield from map(dict, page)
+                last = page[-1]["seq"]
     except SQLAlchemyError as error:
         raise ValueError(f"cannot read the audit record {_shown(parsed)}: {_reason(error, parsed)}") from None
     finally:
