@@ -15,7 +15,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mura_ray.config import Settings, explain
-from serve.exchange import LOOPBACK, exchange_of
+from serve.exchange import LOOPBACK, STRANGER, exchange_of
 from serve.problems import ProblemError, problem_response
 
 OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"})
@@ -47,8 +47,8 @@ class TokenList(Settings):
     @model_validator(mode="after")
     def _names_tell_callers_apart(self) -> Self:
         names = [token.name for token in self.tokens]
-        if len(names) != len(set(names)) or LOOPBACK in names:
-            raise ValueError(f"each name may occur once, and none may be {LOOPBACK!r}")
+        if len(names) != len(set(names)) or {LOOPBACK, STRANGER} & set(names):
+            raise ValueError(f"each name may occur once, and none may be {LOOPBACK!r} or {STRANGER!r}")
         return self
 
     def find(self, secret: bytes) -> Token | None:
@@ -175,12 +175,15 @@ class RequireToken:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on with its caller's name, or answers 401."""
-        if scope["type"] != "lifespan" and not _is_open(get_route_path(scope)):
-            try:
-                exchange_of(scope).caller = self._tokens.caller(Headers(scope=scope))
-            except ProblemError as error:
-                await problem_response(error)(scope, receive, send)
-                return
+        if scope["type"] != "lifespan":
+            exchange = exchange_of(scope)
+            exchange.caller = STRANGER
+            if not _is_open(get_route_path(scope)):
+                try:
+                    exchange.caller = self._tokens.caller(Headers(scope=scope))
+                except ProblemError as error:
+                    await problem_response(error)(scope, receive, send)
+                    return
         await self._app(scope, receive, send)
 
 

@@ -17,7 +17,8 @@ from serve.exchange import Exchanges, exchange_of
 from serve.limits import Limits, PredictionLimits, TimeLimit
 from serve.prediction import Predictor, Upload, answer_study
 from serve.problems import MEDIA_TYPE, Faults, Problem, ProblemError, install_problems
-from serve.record import AuditRecord, RecordedRefusals, Row, answer_row, keep_answer
+from serve.record import AuditRecord, Row, answer_row
+from serve.recording import RecordedRefusals, keep_answer
 from serve.schemas import (
     CamForm,
     EnsembleAnswer,

@@ -11,6 +11,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 LOOPBACK = "loopback"
 """The caller where no token is asked for: whoever can use this machine."""
 
+STRANGER = "stranger"
+"""The caller where a token is asked for and none that is valid was shown."""
+
 REQUEST_ID_HEADER = "X-Request-ID"
 _REQUEST_ID = re.compile(r"[0-9a-fA-F-]{16,64}")
 """A UUID or a random number, as proxies make them. Free text is not taken: it would carry names into the record."""

@@ -39,6 +39,11 @@ class Problem(BaseModel):
     limit: int | None = Field(default=None, description="the limit that was passed, in the unit that detail names")
 
 
+def problem_type(kind: str) -> str:
+    """The type of a kind of problem, as a URI."""
+    return f"urn:mura-ray:problem:{kind}"
+
+
 class ProblemError(HTTPException):
     """Ends a request with a problem."""
 
@@ -56,7 +61,7 @@ class ProblemError(HTTPException):
         """Takes the members of `Problem`; `kind` is the last part of its type."""
         super().__init__(status, detail, dict(headers or {}))
         self.problem = Problem(
-            type=f"urn:mura-ray:problem:{kind}", title=title, status=status, detail=detail, view=view, limit=limit
+            type=problem_type(kind), title=title, status=status, detail=detail, view=view, limit=limit
         )
 
 
@@ -131,7 +136,7 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 async def _on_invalid_request(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     detail = "; ".join(_describe(fault) for fault in error.errors())
-    kind, title = "urn:mura-ray:problem:invalid-request", "the request is not as the interface says"
+    kind, title = problem_type("invalid-request"), "the request is not as the interface says"
     return ProblemResponse(Problem(type=kind, title=title, status=422, detail=detail))
 
 

@@ -2,6 +2,7 @@
 
 Each row holds the hash of its content and of the row before, so that a row which was changed or taken out shows
 (`serve/audit.py`). Whoever may write the database may still write a whole new chain: keep its newest hash elsewhere.
+Knows no HTTP; `serve/recording.py` calls it.
 """
 
 import hashlib
@@ -9,23 +10,19 @@ import json
 import logging
 import os
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import anyio.to_thread
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.engine import URL, Connection, Engine
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.exchange import Exchange, exchange_of
-from serve.problems import ProblemError
+from serve.exchange import Exchange
 from serve.schemas import StudyAnswer
 
 DEFAULT_FILE = "~/.local/state/mura_ray/audit.sqlite3"
@@ -34,7 +31,6 @@ FIRST = "0" * 64
 
 _BUSY_S = 10
 _LOCK = 0x6D757261  # "mura": the advisory lock by which Postgres lets one replica append at a time
-_NOT_RECORDED = "urn:mura-ray:problem:not-recorded"
 
 _logger = logging.getLogger(__name__)
 
@@ -46,10 +42,10 @@ AUDIT = sa.Table(
     sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=False),
     sa.Column("time", sa.Text, nullable=False, comment="UTC, ISO 8601, when the row was made"),
     sa.Column("request_id", sa.Text, nullable=False, comment="the X-Request-ID of the answer"),
-    sa.Column("caller", sa.Text, nullable=False, comment="name of the token, or loopback"),
+    sa.Column("caller", sa.Text, nullable=False, comment="name of the token, loopback, or stranger"),
     sa.Column("status", sa.Integer, nullable=False, comment="of HTTP"),
     sa.Column("problem", sa.Text, comment="type of the problem that was answered"),
-    sa.Column("num_requests", sa.Integer, nullable=False, comment="1; refusals without a valid token: since the last"),
+    sa.Column("num_requests", sa.Integer, nullable=False, comment="1; strangers' refusals: those since the last"),
     sa.Column("duration_ms", sa.Double, nullable=False),
     sa.Column("study_key", sa.Text, comment="sha256 of the files' sha256, sorted"),
     sa.Column("files", sa.Text, comment="JSON: sha256 of each file, as sent"),
@@ -313,58 +309,3 @@ def _reason(error: Exception, url: URL) -> str:
     """What the driver says, without SQLAlchemy's additions and without the password."""
     text = str(getattr(error, "orig", None) or error).partition("\n")[0]
     return text.replace(str(url.password), "***") if url.password else text
-
-
-async def keep_answer(record: AuditRecord, row: Row) -> None:
-    """Records an answer that is about to be given.
-
-    Raises:
-        ProblemError: it cannot be recorded, so it must not be given.
-    """
-    try:
-        await anyio.to_thread.run_sync(record.append, row)
-    except RecordError:
-        detail = "the server gives no answer that it cannot record; its log says why it cannot"
-        raise ProblemError(503, "not-recorded", "the answer cannot be recorded", detail) from None
-
-
-class RecordedRefusals:
-    """ASGI middleware: records each study that is refused, and strangers' requests, these by number.
-
-    A stranger must not fill the disk: such requests get a row a second, with the number of them since the last.
-    """
-
-    STRANGERS_EVERY_S = 1.0
-
-    def __init__(self, app: ASGIApp, record: AuditRecord) -> None:
-        self._app = app
-        self._record = record
-        self._num_strangers = 0
-        self._next_strangers_s = 0.0
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes a request on, and records the answer before it is sent if it is a refusal."""
-
-        async def recorded(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] >= 400:
-                await self._keep(scope, message["status"])
-            await send(message)
-
-        await self._app(scope, receive, recorded if scope["type"] == "http" else send)
-
-    async def _keep(self, scope: Scope, status: int) -> None:
-        exchange = exchange_of(scope)
-        num_requests = self._due_strangers() if status == 401 else int(scope["method"] == "POST")
-        if num_requests == 0 or exchange.problem == _NOT_RECORDED:
-            return
-        with suppress(RecordError):  # it is logged; a refusal tells nothing of a study, so it is given all the same
-            await anyio.to_thread.run_sync(self._record.append, refusal_row(exchange, status, num_requests))
-
-    def _due_strangers(self) -> int:
-        self._num_strangers += 1
-        now = time.monotonic()
-        if now < self._next_strangers_s:
-            return 0
-        self._next_strangers_s = now + self.STRANGERS_EVERY_S
-        num_strangers, self._num_strangers = self._num_strangers, 0
-        return num_strangers

@@ -194,12 +194,15 @@ class TestRefusals:
         add_token(tmp_path / "tokens.json", "pacs")
         client = Client(build_api(MeanGray(), tokens=TokenFile(tmp_path / "tokens.json"), record=record))
         now = 1000.0
-        monkeypatch.setattr("serve.record.time.monotonic", lambda: now)
+        monkeypatch.setattr("serve.recording.monotonic", lambda: now)
         for _ in range(5):
             assert post(client).status_code == 401
         now += 2
         assert client.get("/v1/ensemble").status_code == 401
-        assert [(row["status"], row["num_requests"]) for row in rows_of(url)] == [(401, 1), (401, 5)]
+        assert [(row["status"], row["num_requests"], row["caller"]) for row in rows_of(url)] == [
+            (401, 1, "stranger"),
+            (401, 5, "stranger"),
+        ]
 
     def test_is_given_though_it_cannot_be_recorded(self, url, path):
         client = Client(build_api(MeanGray(), record=AuditRecord(url, busy_s=0.1)))

@@ -238,7 +238,7 @@ class TestCommand:
         assert tokens.main(["list"]) == 0
         assert "revoked" in capsys.readouterr().out
 
-    @pytest.mark.parametrize("name", ["pacs", "loopback", "two words", "", "a" * 65, "../x", "new\nline"])
+    @pytest.mark.parametrize("name", ["pacs", "loopback", "stranger", "two words", "", "a" * 65, "../x", "new\nline"])
     def test_refuses_a_name_that_is_taken_or_unfit(self, file, token, name, capsys):
         before = file.read_bytes()
         assert tokens.main(["add", name, "--file", str(file)]) == 1
