@@ -52,7 +52,7 @@ class RecordedRefusals:
 
     async def _keep(self, scope: Scope, status: int) -> None:
         exchange = exchange_of(scope)
-        if scope["method"] != "POST" and status != 401 or exchange.problem == problem_type(NOT_RECORDED):
+        if (scope["method"] != "POST" and status != 401) or exchange.problem == problem_type(NOT_RECORDED):
             return
         num_requests = self._due_strangers() if exchange.caller == STRANGER else 1
         if num_requests == 0:
