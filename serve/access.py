@@ -148,7 +148,7 @@ class TokenFile:
 
 
 def _refuse_foreign_hands(path: Path, status: os.stat_result) -> None:
-    """Others may read the file, for hashes give nothing away; who can write it lets in whom he likes."""
+    """Others may read the file, for its hashes let nobody in; who can write it can let in anybody."""
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"the token file {path} is no regular file")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):

@@ -5,8 +5,9 @@ from typing import Annotated, Any
 
 import anyio.to_thread
 from anyio import CapacityLimiter
-from fastapi import FastAPI, File, Form, Query, Request, Response, UploadFile
+from fastapi import Depends, FastAPI, File, Form, Query, Request, Response, UploadFile
 from fastapi.responses import FileResponse
+from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import MutableHeaders
 from starlette.formparsers import MultiPartParser
@@ -72,6 +73,8 @@ def build_api(
         description=NOTICE,
         docs_url=None,  # FastAPI's own page loads its scripts from the internet; viewer/docs.html does not
         redoc_url=None,
+        # only describes the token in /openapi.json: `RequireToken` asks for it before anything else is done
+        dependencies=[Depends(HTTPBearer(auto_error=False))] if tokens is not None else None,
     )
     install_problems(app)
     _add_prediction(app, predictor, limits, record)

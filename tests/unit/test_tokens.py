@@ -86,6 +86,12 @@ class TestWithoutAToken:
     def test_a_token_in_the_address_does_not_count(self, client, token):
         assert client.get(f"/v1/ensemble?access_token={token}&token={token}").status_code == 401
 
+    def test_the_interfaces_description_says_how_to_send_one(self, client):
+        spec = client.get("/openapi.json").json()
+        assert spec["components"]["securitySchemes"] == {"HTTPBearer": {"type": "http", "scheme": "bearer"}}
+        assert spec["paths"][PREDICT_PATH]["post"]["security"] == [{"HTTPBearer": []}]
+        assert "securitySchemes" not in client_of().get("/openapi.json").json()["components"]
+
     def test_nothing_is_asked_where_no_file_is_configured(self):
         assert client_of().get("/v1/ensemble").status_code == 200
 
