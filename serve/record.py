@@ -30,6 +30,9 @@ FIRST = "0" * 64
 """In the place of a hash before the first row."""
 
 _BUSY_S = 10
+_TIMEOUT = {"pysqlite": "timeout", "pg8000": "timeout", "psycopg": "connect_timeout", "psycopg2": "connect_timeout"}
+"""What the drivers call the seconds that they wait: a row that waits for ever would hold up all requests."""
+
 _LOCK = 0x6D757261  # "mura": the advisory lock by which Postgres lets one replica append at a time
 
 _logger = logging.getLogger(__name__)
@@ -199,6 +202,7 @@ class AuditRecord:
         except Exception as error:  # whatever it was: each thread of the batch waits to hear of it
             reason = f"cannot write to the audit record {_shown(self._url)}: {_reason(error, self._url)}"
             _logger.error("%s", reason)
+            self._engine.dispose()  # a connection that failed midway may hold the rest of an answer
             for _, written in batch:
                 written.set_exception(RecordError(reason))
         else:
@@ -267,17 +271,16 @@ def _parse(text: str) -> URL:
 
 
 def _engine(url: URL, busy_s: float) -> Engine:
-    is_sqlite = url.get_backend_name() == "sqlite"
     try:
-        engine = sa.create_engine(
-            url, hide_parameters=True, pool_pre_ping=True, connect_args={"timeout": busy_s} if is_sqlite else {}
-        )
+        timeout = _TIMEOUT.get(url.get_driver_name())
+        arguments = {timeout: busy_s} if timeout else {}
+        engine = sa.create_engine(url, hide_parameters=True, pool_pre_ping=True, connect_args=arguments)
     except (ImportError, ArgumentError):
         raise ValueError(
             f"no driver for {url.drivername}: install one, such as `pip install 'mura-ray[postgres]'` for "
             "postgresql+pg8000"
         ) from None
-    if is_sqlite:
+    if url.get_backend_name() == "sqlite":
         event.listen(engine, "connect", _on_sqlite_connect)
         event.listen(engine, "begin", _on_sqlite_begin)
     return engine

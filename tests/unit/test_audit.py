@@ -370,7 +370,7 @@ class TestLocation:
     def test_one_that_cannot_be_opened_is_refused_without_its_password(self, wrong, caplog):
         with pytest.raises(ValueError, match=r"MURA_AUDIT|cannot open the audit record|no driver for") as raised:
             AuditRecord(wrong)
-        assert "s3cret" not in "".join(traceback.format_exception(raised.value)).replace(f'"{wrong}"', "")
+        assert "s3cret" not in "".join(traceback.format_exception(raised.value))
         assert "s3cret" not in caplog.text
 
 
