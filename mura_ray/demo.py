@@ -178,8 +178,12 @@ def serving(out: Path, ensemble: Path) -> Iterator[str]:
         process = subprocess.Popen(
             [str(Path(sys.executable).with_name("serve")), "run", "--address", "local", str(out / "serve.yaml")],
             cwd=ROOT,
-            env={name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", API_SERVER)}
-            | {"MURA_ENSEMBLE": str(ensemble)},
+            env={
+                name: value
+                for name, value in os.environ.items()
+                if name not in ("RAY_ADDRESS", API_SERVER, "MURA_TOKENS")
+            }
+            | {"MURA_ENSEMBLE": str(ensemble), "MURA_AUDIT": f"sqlite:///{(out / 'audit.sqlite3').absolute()}"},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,

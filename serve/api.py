@@ -5,16 +5,21 @@ from typing import Annotated, Any
 
 import anyio.to_thread
 from anyio import CapacityLimiter
-from fastapi import FastAPI, File, Form, Query, Response, UploadFile
+from fastapi import Depends, FastAPI, File, Form, Query, Request, Response, UploadFile
 from fastapi.responses import FileResponse
+from fastapi.security import HTTPBearer
 from fastapi.staticfiles import StaticFiles
 from starlette.datastructures import MutableHeaders
 from starlette.formparsers import MultiPartParser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.limits import Limits, PredictionLimits
+from serve.access import RequireToken, TokenFile
+from serve.exchange import Exchanges, exchange_of
+from serve.limits import Limits, PredictionLimits, TimeLimit
 from serve.prediction import Predictor, Upload, answer_study
-from serve.problems import MEDIA_TYPE, Problem, ProblemError, install_problems
+from serve.problems import MEDIA_TYPE, Faults, Problem, ProblemError, install_problems
+from serve.record import AuditRecord, Row, answer_row
+from serve.recording import RecordedRefusals, keep_answer
 from serve.schemas import (
     CamForm,
     EnsembleAnswer,
@@ -36,16 +41,29 @@ _HEADERS = {
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
+    "Permissions-Policy": "camera=(), display-capture=(), geolocation=(), microphone=(), payment=(), usb=()",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
 
 
-def build_api(predictor: Predictor, limits: Limits | None = None) -> FastAPI:
+def build_api(
+    predictor: Predictor,
+    limits: Limits | None = None,
+    *,
+    tokens: TokenFile | None = None,
+    record: AuditRecord | None = None,
+    named_in_front: bool = False,
+) -> FastAPI:
     """The application.
 
     Args:
         predictor: the loaded ensemble; one study at a time is computed, in a thread.
         limits: what a request may cost.
+        tokens: those that let a caller in; None: everybody may ask.
+        record: where each answer is recorded before it is given; None: nowhere.
+        named_in_front: a proxy in front gives each request an X-Request-ID and returns it, as Ray's does.
     """
     limits = limits or Limits()
     MultiPartParser.spool_max_size = limits.request_bytes  # never to disk: a radiograph leaves nothing behind there
@@ -55,14 +73,30 @@ def build_api(predictor: Predictor, limits: Limits | None = None) -> FastAPI:
         description=NOTICE,
         docs_url=None,  # FastAPI's own page loads its scripts from the internet; viewer/docs.html does not
         redoc_url=None,
+        # only describes the token in /openapi.json: `RequireToken` asks for it before anything else is done
+        dependencies=[Depends(HTTPBearer(auto_error=False))] if tokens is not None else None,
     )
     install_problems(app)
-    _add_prediction(app, predictor, limits)
+    _add_prediction(app, predictor, limits, record)
     _add_description(app, predictor)
     _add_pages(app)
-    app.add_middleware(PredictionLimits, path=PREDICT_PATH, limits=limits)
-    app.add_middleware(SecurityHeaders)
+    _add_middleware(app, limits, tokens, record, named_in_front=named_in_front)
     return app
+
+
+def _add_middleware(
+    app: FastAPI, limits: Limits, tokens: TokenFile | None, record: AuditRecord | None, *, named_in_front: bool
+) -> None:
+    """From the inside out: a stranger takes no study's place, and whatever answers is recorded, named and guarded."""
+    app.add_middleware(PredictionLimits, path=PREDICT_PATH, limits=limits)
+    app.add_middleware(Faults)
+    app.add_middleware(TimeLimit, limits=limits)
+    if tokens is not None:
+        app.add_middleware(RequireToken, tokens=tokens)
+    if record is not None:
+        app.add_middleware(RecordedRefusals, record=record)
+    app.add_middleware(Exchanges, named_in_front=named_in_front)
+    app.add_middleware(SecurityHeaders)
 
 
 def _problems(reasons: dict[int, str]) -> dict[int | str, dict[str, Any]]:
@@ -71,7 +105,7 @@ def _problems(reasons: dict[int, str]) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": reason, "content": content} for status, reason in reasons.items()}
 
 
-def _add_prediction(app: FastAPI, predictor: Predictor, limits: Limits) -> None:
+def _add_prediction(app: FastAPI, predictor: Predictor, limits: Limits, record: AuditRecord | None) -> None:
     one_at_a_time = CapacityLimiter(1)  # a forward pass uses all cores of the replica
 
     @app.post(
@@ -81,15 +115,19 @@ def _add_prediction(app: FastAPI, predictor: Predictor, limits: Limits) -> None:
         responses=_problems(
             {
                 400: "the multipart body is malformed",
+                401: "the server asks for a token, and the request has none that is valid",
+                408: "the upload took longer than a request may",
                 413: "the request, a view or the study is larger than the server takes",
                 415: "the body is not multipart/form-data",
                 422: "a view cannot be read, or a field is missing or unknown",
                 429: "too many studies wait; Retry-After says when to send it again",
                 500: "a fault of the server",
+                503: "no answer within the time of a request, or none that could be recorded",
             }
         ),
     )
     async def predict(
+        request: Request,
         views: Annotated[
             list[UploadFile],
             File(description="the study's radiographs, PNG or JPEG, one part each", max_length=limits.views),
@@ -102,10 +140,14 @@ def _add_prediction(app: FastAPI, predictor: Predictor, limits: Limits) -> None:
         """Probability that the study shows an abnormality, and where each view suggests it."""
         uploads = [await _read(upload, limits) for upload in views]
 
-        def answer() -> bytes:
-            return answer_study(predictor, uploads, study_type, cam, limits).model_dump_json().encode()
+        def answer() -> tuple[bytes, Row]:
+            study = answer_study(predictor, uploads, study_type, cam, limits)
+            row = answer_row(exchange_of(request.scope), [upload.content for upload in uploads], study)
+            return study.model_dump_json().encode(), row
 
-        content = await anyio.to_thread.run_sync(answer, limiter=one_at_a_time)
+        content, row = await anyio.to_thread.run_sync(answer, limiter=one_at_a_time)
+        if record is not None:
+            await keep_answer(record, row)
         return Response(content, media_type="application/json")
 
 

@@ -1,7 +1,10 @@
-"""What a request may cost. Bytes and numbers are bounded before anything is decoded."""
+"""What a request may cost. Bytes and numbers are bounded before anything is decoded, and all of it in time."""
 
+import asyncio
+import logging
 from dataclasses import dataclass
 
+import anyio
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -9,6 +12,8 @@ from mura_ray.images import MAX_PIXELS
 from serve.problems import ProblemError, problem_response
 
 _MIB = 2**20
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,73 @@ class Limits:
     predictions: int = 8
     """Studies in one replica, the one that is computed and those that wait for it: further ones are sent away."""
     retry_after_s: int = 2
+    request_s: float = 120
+    """Upload, waiting and prediction together. The proxies' own limits must be longer, or they answer in its place."""
+
+
+class TimeLimit:
+    """ASGI middleware: a request is answered within its time, or with a problem at the end of it.
+
+    The application runs in a task of its own. When time is up, or the client gone, the task is cancelled in anyio's
+    way, which waits for a thread that it awaits; asyncio's would leave the thread behind, and a study's place in
+    `PredictionLimits` would be free while its forward pass, which nothing can stop, still takes all cores.
+    """
+
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+        self._app = app
+        self._limits = limits
+        self._overdue: set[asyncio.Task[None]] = set()  # the event loop itself holds tasks weakly
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, and answers it itself when its time is up."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        cancel, is_uploaded, is_started, is_over = anyio.CancelScope(), False, False, False
+
+        async def watched_receive() -> Message:
+            nonlocal is_uploaded
+            message = await receive()
+            is_uploaded = is_uploaded or not message.get("more_body", False)
+            return message
+
+        async def send_in_time(message: Message) -> None:
+            nonlocal is_started
+            if not is_over:
+                is_started = True
+                await send(message)
+
+        async def answer() -> None:
+            with cancel:
+                await self._app(scope, watched_receive, send_in_time)
+
+        task = asyncio.create_task(answer())
+        try:
+            await asyncio.wait({task}, timeout=self._limits.request_s)
+        finally:
+            is_over = True
+            if not task.done():
+                cancel.cancel()
+                self._overdue.add(task)
+                task.add_done_callback(self._forget)
+        if task.done():
+            task.result()
+        elif not is_started:
+            await problem_response(self._too_late() if is_uploaded else self._too_slow())(scope, receive, send)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._overdue.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            _logger.error("a request failed after its time", exc_info=error)
+
+    def _too_slow(self) -> ProblemError:
+        detail = f"the request had not arrived after {self._limits.request_s:g} s; send fewer views, or compressed ones"
+        return ProblemError(408, "slow-upload", "the upload takes too long", detail, headers={"Connection": "close"})
+
+    def _too_late(self) -> ProblemError:
+        retry_after_s = str(self._limits.retry_after_s)
+        detail = f"no answer after {self._limits.request_s:g} s; send the study again in {retry_after_s} s or later"
+        return ProblemError(503, "timeout", "the answer takes too long", detail, headers={"Retry-After": retry_after_s})
 
 
 class PredictionLimits:

@@ -10,6 +10,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.exchange import exchange_of
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -27,8 +30,18 @@ class Problem(BaseModel):
     title: str = Field(description="the kind in words", examples=["a view cannot be read"])
     status: int = Field(description="the HTTP status", examples=[422])
     detail: str = Field(description="what was wrong with this request, and the remedy")
+    instance: str | None = Field(
+        default=None,
+        description="the request, as a URI; the end of it is the X-Request-ID of the answer",
+        examples=["urn:mura-ray:request:0d9a34f2-30a5-4c0e-93b6-0dc4b3a0f3d1"],
+    )
     view: str | None = Field(default=None, description="file name of the view that the problem is about")
     limit: int | None = Field(default=None, description="the limit that was passed, in the unit that detail names")
+
+
+def problem_type(kind: str) -> str:
+    """The type of a kind of problem, as a URI."""
+    return f"urn:mura-ray:problem:{kind}"
 
 
 class ProblemError(HTTPException):
@@ -48,13 +61,57 @@ class ProblemError(HTTPException):
         """Takes the members of `Problem`; `kind` is the last part of its type."""
         super().__init__(status, detail, dict(headers or {}))
         self.problem = Problem(
-            type=f"urn:mura-ray:problem:{kind}", title=title, status=status, detail=detail, view=view, limit=limit
+            type=problem_type(kind), title=title, status=status, detail=detail, view=view, limit=limit
         )
 
 
 def problem_response(error: ProblemError) -> Response:
     """The answer that says what the error says."""
-    return _response(error.problem, error.headers)
+    return ProblemResponse(error.problem, error.headers)
+
+
+class ProblemResponse(Response):
+    """A problem as an answer; which request's it is shows when it is sent."""
+
+    def __init__(self, problem: Problem, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(status_code=problem.status, headers=headers)
+        self._problem = problem
+        self._headers = headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the problem, and tells the layers around which it is."""
+        exchange = exchange_of(scope)
+        exchange.problem = self._problem.type
+        content = self._problem.model_dump(exclude_none=True)
+        content["instance"] = f"urn:mura-ray:request:{exchange.request_id}"
+        response = JSONResponse(content, self.status_code, self._headers, media_type=MEDIA_TYPE)
+        await response(scope, receive, send)
+
+
+class Faults:
+    """ASGI middleware: a fault of the server becomes a problem.
+
+    Starlette's own place for this is outside of all middleware, whose headers and whose record its answer would lack.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, and answers if that fails."""
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception as error:
+            if started or scope["type"] != "http":
+                raise
+            await _fault_response(error)(scope, receive, send)
 
 
 def install_problems(app: FastAPI) -> None:
@@ -62,11 +119,6 @@ def install_problems(app: FastAPI) -> None:
     app.add_exception_handler(StarletteHTTPException, _on_http_error)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(Exception, _on_fault)
-
-
-def _response(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
-    content = problem.model_dump(exclude_none=True)
-    return JSONResponse(content, problem.status, headers, media_type=MEDIA_TYPE)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
@@ -78,14 +130,14 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
         404: f"nothing lies at {request.url.path}; /docs lists what does",
         405: f"{request.method} is not allowed at {request.url.path}; /docs lists what is",
     }.get(error.status_code, error.detail)
-    return _response(Problem(title=title, status=error.status_code, detail=detail), error.headers)
+    return ProblemResponse(Problem(title=title, status=error.status_code, detail=detail), error.headers)
 
 
 async def _on_invalid_request(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     detail = "; ".join(_describe(fault) for fault in error.errors())
-    kind, title = "urn:mura-ray:problem:invalid-request", "the request is not as the interface says"
-    return _response(Problem(type=kind, title=title, status=422, detail=detail))
+    kind, title = problem_type("invalid-request"), "the request is not as the interface says"
+    return ProblemResponse(Problem(type=kind, title=title, status=422, detail=detail))
 
 
 def _describe(fault: dict[str, Any]) -> str:
@@ -98,6 +150,10 @@ def _describe(fault: dict[str, Any]) -> str:
 
 
 async def _on_fault(_: Request, error: Exception) -> Response:
+    return _fault_response(error)
+
+
+def _fault_response(error: Exception) -> Response:
     _logger.error("a request failed through a fault of the server", exc_info=error)
     detail = "the server failed on this request and goes on serving; its log says why"
-    return _response(Problem(title="Internal Server Error", status=500, detail=detail))
+    return ProblemResponse(Problem(title="Internal Server Error", status=500, detail=detail))

@@ -8,5 +8,6 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 os.environ["RAY_ADDRESS"] = "local"
 os.environ["OMP_NUM_THREADS"] = "1"  # small tensors on a busy machine: more threads are many times slower
 os.environ["MURA_CACHE"] = tempfile.mkdtemp(prefix="mura-test-cache-")
-for name in ("MURA_SOURCE", "MURA_DATA", "MURA_RUNS", "MURA_ENSEMBLE", "MURA_TRACK"):
+os.environ["MURA_AUDIT"] = f"sqlite:///{tempfile.mkdtemp(prefix='mura-test-audit-')}/audit.sqlite3"
+for name in ("MURA_SOURCE", "MURA_DATA", "MURA_RUNS", "MURA_ENSEMBLE", "MURA_TRACK", "MURA_TOKENS"):
     os.environ.pop(name, None)

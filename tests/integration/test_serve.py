@@ -25,6 +25,9 @@ from mura_ray.model.checkpoint import CheckpointMeta, save_checkpoint
 from mura_ray.model.densenet import AbnormalityNet
 from mura_ray.model.ensemble import Ensemble, MemberSource, write_ensemble
 from mura_ray.ports import free_port
+from serve.audit import verify
+from serve.record import read_rows
+from serve.tokens import add_token, revoke_token
 
 pytestmark = pytest.mark.slow
 
@@ -266,6 +269,8 @@ def test_no_file_name_is_logged_and_an_interrupt_ends_it(server):
     assert process.wait(120) == 0
     assert "POST /v1/studies/predict" in log.read_text()
     assert not [name for name in STUDY if name in log.read_text()]
+    assert verify(os.environ["MURA_AUDIT"])[0] > 0
+    assert not [name for name in STUDY if name in str(list(read_rows(os.environ["MURA_AUDIT"])))]
     end = time.monotonic() + 60
     while pids_of_session(process.pid):
         assert time.monotonic() < end
@@ -278,3 +283,30 @@ def test_an_open_address_is_refused(folder, ensemble_folder):
     with served(config, folder, MURA_ENSEMBLE=str(ensemble_folder)) as (process, log):
         wait_until(lambda: "http_options.host is '0.0.0.0'" in log.read_text(), process, log)
         assert not ready(f"http://127.0.0.1:{config['http_options']['port']}")
+
+
+def test_an_open_address_with_tokens_answers_their_holders_until_they_are_revoked(folder, ensemble_folder):
+    token = add_token(folder / "tokens.json", "pacs")
+    record = f"sqlite:///{folder / 'audit.sqlite3'}"
+    config = yaml.safe_load(CONFIG.read_text())
+    config["http_options"] = {"host": "0.0.0.0", "port": free_port()}
+    config["applications"][0]["deployments"][0]["ray_actor_options"]["num_cpus"] = 1
+    locations = {
+        "MURA_ENSEMBLE": str(ensemble_folder),
+        "MURA_TOKENS": str(folder / "tokens.json"),
+        "MURA_AUDIT": record,
+    }
+    with served(config, folder, **locations) as (process, log):
+        url, bearer = f"http://127.0.0.1:{config['http_options']['port']}", {"Authorization": f"Bearer {token}"}
+        wait_until(lambda: ready(url), process, log)
+        stranger, answered = post(url), post(url, headers=bearer)
+        revoke_token(folder / "tokens.json", "pacs")
+        revoked = post(url, headers=bearer)
+        assert [response.status_code for response in (stranger, answered, revoked)] == [401, 200, 401]
+        assert revoked.headers["www-authenticate"] == 'Bearer error="invalid_token"'
+        assert token not in log.read_text()
+        (request_id,) = answered.headers.get_list("x-request-id")
+        verify(record)
+        (row,) = [row for row in read_rows(record) if row["status"] == 200]
+        assert (row["request_id"], row["caller"]) == (request_id, "pacs")
+        assert row["probability"] == answered.json()["probability"]

@@ -6,6 +6,7 @@ import re
 import struct
 import tempfile
 import threading
+import time
 import zlib
 from pathlib import Path
 
@@ -355,6 +356,105 @@ class TestLimits:
         assert predictor.most_running == 1
 
 
+class TestTime:
+    def test_an_upload_that_trickles_in_is_ended_and_its_place_is_free(self):
+        async def trickle():
+            yield b'--x\r\nContent-Disposition: form-data; name="views"; filename="a.png"\r\n\r\n'
+            while True:
+                await asyncio.sleep(0.02)
+                yield b"a"
+
+        async def scenario():
+            transport = httpx.ASGITransport(build_api(MeanGray(), Limits(predictions=1, request_s=0.5)))
+            async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+                headers = {"content-type": "multipart/form-data; boundary=x"}
+                begin = time.monotonic()
+                slow = await client.post(PREDICT_PATH, content=trickle(), headers=headers)
+                return slow, time.monotonic() - begin, await client.post(PREDICT_PATH, files={"views": LEFT})
+
+        slow, took_s, later = asyncio.run(scenario())
+        problem = problem_of(slow)
+        assert (problem["status"], problem["type"]) == (408, "urn:mura-ray:problem:slow-upload")
+        assert slow.headers["connection"] == "close"
+        assert 0.5 <= took_s < 5
+        assert later.status_code == 200
+
+    def test_an_answer_that_comes_too_late_is_not_awaited_but_keeps_its_place_until_its_thread_ends(self):
+        predictor = Blocked()
+
+        async def scenario():
+            transport = httpx.ASGITransport(build_api(predictor, Limits(predictions=2, request_s=1.5)))
+            async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+                study = {"files": {"views": ("a.png", LEFT)}, "timeout": 60}
+                begin = time.monotonic()
+                late = await asyncio.gather(*[client.post(PREDICT_PATH, **study) for _ in range(2)])
+                took_s = time.monotonic() - begin
+                waits = await client.post(PREDICT_PATH, **study)  # in the place of the one that had not begun
+                both = asyncio.create_task(client.post(PREDICT_PATH, **study))
+                await asyncio.sleep(0.1)
+                refused = await client.post(PREDICT_PATH, **study)
+                health = await client.get("/healthz")
+                predictor.go.set()
+                return late, took_s, waits, await both, refused, health, await client.post(PREDICT_PATH, **study)
+
+        late, took_s, waits, both, refused, health, later = asyncio.run(scenario())
+        assert 1.5 <= took_s < 10
+        for response in (*late, waits):
+            assert problem_of(response)["status"] == 503
+            assert response.json()["type"] == "urn:mura-ray:problem:timeout"
+            assert response.headers["retry-after"] == "2"
+        assert [both.status_code, refused.status_code, health.status_code, later.status_code] == [200, 429, 200, 200]
+        assert predictor.most_running == 1
+
+    def test_a_client_that_is_gone_keeps_its_place_until_its_thread_ends(self):
+        predictor = Blocked()
+
+        async def scenario():
+            transport = httpx.ASGITransport(build_api(predictor, Limits(predictions=1)))
+            async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+                study = {"files": {"views": ("a.png", LEFT)}, "timeout": 60}
+                gone = asyncio.create_task(client.post(PREDICT_PATH, **study))
+                while predictor.num_running == 0:
+                    await asyncio.sleep(0.01)
+                gone.cancel()
+                await asyncio.wait({gone})
+                refused = await client.post(PREDICT_PATH, **study)
+                predictor.go.set()
+                while (later := await client.post(PREDICT_PATH, **study)).status_code == 429:
+                    await asyncio.sleep(0.01)
+                return gone, refused, later
+
+        gone, refused, later = asyncio.run(scenario())
+        assert gone.cancelled()
+        assert [refused.status_code, later.status_code] == [429, 200]
+        assert predictor.most_running == 1
+
+
+class TestNames:
+    @pytest.mark.parametrize("given", [None, "MILLER ANNA", "x" * 32, "short", "a" * 65])
+    def test_a_request_gets_one_where_it_brings_none_that_is_fit(self, client, given):
+        response = client.request("GET", "/nowhere", headers={"X-Request-ID": given} if given else None)
+        (name,) = response.headers.get_list("x-request-id")
+        assert re.fullmatch(r"[0-9a-f-]{36}", name)
+        assert problem_of(response)["instance"] == f"urn:mura-ray:request:{name}"
+
+    def test_it_keeps_its_own(self, client):
+        name = "0d9a34f2-30a5-4c0e-93b6-0dc4b3a0f3d1"
+        response = client.request("GET", "/healthz", headers={"X-Request-ID": name})
+        assert response.headers.get_list("x-request-id") == [name]
+
+    def test_it_is_not_named_twice_where_a_proxy_names_it(self):
+        client = Client(build_api(MeanGray(), named_in_front=True))
+        name = "0d9a34f2-30a5-4c0e-93b6-0dc4b3a0f3d1"
+        assert "x-request-id" not in client.request("GET", "/healthz", headers={"X-Request-ID": name}).headers
+        assert "x-request-id" in client.get("/healthz").headers
+
+    def test_a_fault_has_one_too_and_is_guarded_as_all_answers(self):
+        response = post(client_of(Broken()), ("a.png", LEFT))
+        assert problem_of(response)["instance"].endswith(response.headers["x-request-id"])
+        assert response.headers["x-content-type-options"] == "nosniff"
+
+
 class TestDescription:
     def test_ensemble_says_what_it_is_and_what_not(self, client):
         answer = client.get("/v1/ensemble").json()
@@ -377,7 +477,9 @@ class TestDescription:
         assert fields["required"] == ["views"]
         assert fields["properties"]["views"]["maxItems"] == Limits().views
         assert list(STUDY_TYPES) in [choice.get("enum") for choice in fields["properties"]["study_type"]["anyOf"]]
-        assert operation["responses"].keys() == {"200", "400", "413", "415", "422", "429", "500"}
+        assert operation["responses"].keys() == {
+            *("200", "400", "401", "408", "413", "415", "422", "429", "500", "503")
+        }
         for status, response in operation["responses"].items():
             assert list(response["content"]) == ["application/json" if status == "200" else "application/problem+json"]
 
@@ -390,6 +492,9 @@ class TestPages:
         assert "not a medical device" in response.text
         assert "default-src 'none'" in response.headers["content-security-policy"]
         assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.headers["cross-origin-opener-policy"] == "same-origin"
+        assert response.headers["cross-origin-resource-policy"] == "same-origin"
+        assert "camera=()" in response.headers["permissions-policy"]
         assert "access-control-allow-origin" not in response.headers
 
     @pytest.mark.parametrize("path", sorted(VIEWER.iterdir()), ids=lambda path: path.name)

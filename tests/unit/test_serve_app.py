@@ -58,16 +58,21 @@ class TestEnsembleUri:
 class TestRefuseOpenAddress:
     @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost", None])
     def test_loopback_passes(self, host):
-        refuse_open_address(host, direct_ingress=False)
+        refuse_open_address(host, direct_ingress=False, asks_for_tokens=False)
 
     @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.4", "hospital.example", "localhost.example", ""])
     def test_anything_else_does_not(self, host):
-        with pytest.raises(ValueError, match=re.escape(repr(host)) + r".*127\.0\.0\.1"):
-            refuse_open_address(host, direct_ingress=False)
+        with pytest.raises(ValueError, match=re.escape(repr(host)) + r".*127\.0\.0\.1, or .*MURA_TOKENS"):
+            refuse_open_address(host, direct_ingress=False, asks_for_tokens=False)
 
     def test_replicas_that_listen_themselves_do_not(self):
-        with pytest.raises(ValueError, match="RAY_SERVE_ENABLE_HA_PROXY"):
-            refuse_open_address("127.0.0.1", direct_ingress=True)
+        with pytest.raises(ValueError, match=r"RAY_SERVE_ENABLE_HA_PROXY.* or .*MURA_TOKENS"):
+            refuse_open_address("127.0.0.1", direct_ingress=True, asks_for_tokens=False)
+
+    @pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.4", "127.0.0.1"])
+    @pytest.mark.parametrize("direct_ingress", [False, True])
+    def test_with_tokens_any_address_passes(self, host, direct_ingress):
+        refuse_open_address(host, direct_ingress=direct_ingress, asks_for_tokens=True)
 
 
 class TestConfig:
@@ -78,6 +83,10 @@ class TestConfig:
         (deployment,) = application.deployments
         assert application.import_path == "serve.app:build"
         assert deployment.name == EnsembleServer.name
+
+    def test_the_application_answers_before_ray_gives_up(self):
+        config = ServeDeploySchema.model_validate(yaml.safe_load(CONFIG.read_text()))
+        assert config.http_options.request_timeout_s > Limits().request_s + 60  # beside a row of the record
 
     def test_health_checks_find_a_place_beside_all_studies(self):
         assert EnsembleServer.max_ongoing_requests > Limits().predictions

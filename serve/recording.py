@@ -1,0 +1,70 @@
+"""What is recorded when: each answer before it is given, each study refused, and strangers by number."""
+
+from contextlib import suppress
+from time import monotonic
+
+import anyio.to_thread
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.exchange import STRANGER, exchange_of
+from serve.problems import ProblemError, problem_type
+from serve.record import AuditRecord, RecordError, Row, refusal_row
+
+NOT_RECORDED = "not-recorded"
+
+
+async def keep_answer(record: AuditRecord, row: Row) -> None:
+    """Records an answer that is about to be given.
+
+    Raises:
+        ProblemError: it cannot be recorded, so it must not be given.
+    """
+    try:
+        await anyio.to_thread.run_sync(record.append, row)
+    except RecordError:
+        detail = "the server gives no answer that it cannot record; its log says why it cannot"
+        raise ProblemError(503, NOT_RECORDED, "the answer cannot be recorded", detail) from None
+
+
+class RecordedRefusals:
+    """ASGI middleware: records each study that is refused, and strangers' requests, these by number.
+
+    A stranger must not fill the disk: such requests get a row a second, with the number of them since the last.
+    """
+
+    STRANGERS_EVERY_S = 1.0
+
+    def __init__(self, app: ASGIApp, record: AuditRecord) -> None:
+        self._app = app
+        self._record = record
+        self._num_strangers = 0
+        self._next_strangers_s = 0.0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on, and records the answer before it is sent if it is a refusal."""
+
+        async def recorded(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] >= 400:
+                await self._keep(scope, message["status"])
+            await send(message)
+
+        await self._app(scope, receive, recorded if scope["type"] == "http" else send)
+
+    async def _keep(self, scope: Scope, status: int) -> None:
+        exchange = exchange_of(scope)
+        if (scope["method"] != "POST" and status != 401) or exchange.problem == problem_type(NOT_RECORDED):
+            return
+        num_requests = self._due_strangers() if exchange.caller == STRANGER else 1
+        if num_requests == 0:
+            return
+        with suppress(RecordError):  # it is logged; a refusal tells nothing of a study, so it is given all the same
+            await anyio.to_thread.run_sync(self._record.append, refusal_row(exchange, status, num_requests))
+
+    def _due_strangers(self) -> int:
+        self._num_strangers += 1
+        now = monotonic()
+        if now < self._next_strangers_s:
+            return 0
+        self._next_strangers_s = now + self.STRANGERS_EVERY_S
+        num_strangers, self._num_strangers = self._num_strangers, 0
+        return num_strangers
