@@ -1,7 +1,8 @@
 """The HTTP interface around one ensemble, as an ASGI application. Knows no Ray."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import anyio.to_thread
 from anyio import CapacityLimiter
@@ -13,8 +14,9 @@ from starlette.formparsers import MultiPartParser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.limits import Limits, PredictionLimits
-from serve.prediction import Predictor, Upload, answer_study
-from serve.problems import MEDIA_TYPE, Problem, ProblemError, install_problems
+from serve.pictures import PICTURE_PATH, pictures_router
+from serve.prediction import Predictor, answer_study
+from serve.problems import install_problems, problem_responses
 from serve.schemas import (
     CamForm,
     EnsembleAnswer,
@@ -24,6 +26,7 @@ from serve.schemas import (
     StudyAnswer,
     StudyType,
 )
+from serve.uploads import read_upload
 
 NOTICE = "Research use only. Not a medical device: not for diagnosis, triage or treatment."
 PREDICT_PATH = "/v1/studies/predict"
@@ -59,16 +62,12 @@ def build_api(predictor: Predictor, limits: Limits | None = None) -> FastAPI:
     install_problems(app)
     _add_prediction(app, predictor, limits)
     _add_description(app, predictor)
+    app.include_router(pictures_router(limits))
     _add_pages(app)
     app.add_middleware(PredictionLimits, path=PREDICT_PATH, limits=limits)
+    app.add_middleware(PredictionLimits, path=PICTURE_PATH, limits=replace(limits, predictions=limits.pictures))
     app.add_middleware(SecurityHeaders)
     return app
-
-
-def _problems(reasons: dict[int, str]) -> dict[int | str, dict[str, Any]]:
-    """The problems of an operation, status to reason, for its OpenAPI description."""
-    content = {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}
-    return {status: {"description": reason, "content": content} for status, reason in reasons.items()}
 
 
 def _add_prediction(app: FastAPI, predictor: Predictor, limits: Limits) -> None:
@@ -78,7 +77,7 @@ def _add_prediction(app: FastAPI, predictor: Predictor, limits: Limits) -> None:
         PREDICT_PATH,
         response_model=StudyAnswer,
         tags=["prediction"],
-        responses=_problems(
+        responses=problem_responses(
             {
                 400: "the multipart body is malformed",
                 413: "the request, a view or the study is larger than the server takes",
@@ -100,21 +99,13 @@ def _add_prediction(app: FastAPI, predictor: Predictor, limits: Limits) -> None:
         ] = "none",
     ) -> Response:
         """Probability that the study shows an abnormality, and where each view suggests it."""
-        uploads = [await _read(upload, limits) for upload in views]
+        uploads = [await read_upload(upload, limits) for upload in views]
 
         def answer() -> bytes:
             return answer_study(predictor, uploads, study_type, cam, limits).model_dump_json().encode()
 
         content = await anyio.to_thread.run_sync(answer, limiter=one_at_a_time)
         return Response(content, media_type="application/json")
-
-
-async def _read(upload: UploadFile, limits: Limits) -> Upload:
-    name = upload.filename or "unnamed"
-    if (upload.size or 0) > limits.view_bytes:
-        detail = f"{name} has {upload.size:,} bytes, the limit is {limits.view_bytes:,}; send it compressed"
-        raise ProblemError(413, "view-too-large", "a view is too large", detail, view=name, limit=limits.view_bytes)
-    return Upload(name, await upload.read())
 
 
 def _add_description(app: FastAPI, predictor: Predictor) -> None:
