@@ -23,8 +23,8 @@ from serve.api import build_api
 class EnsembleServer:
     """One replica: the ensemble behind its HTTP interface.
 
-    `max_ongoing_requests` exceeds `Limits.predictions`: health checks and pages do not wait behind studies, and a study
-    too many is answered with a problem.
+    `max_ongoing_requests` exceeds `Limits.predictions` and `Limits.pictures` together: health checks and pages do not
+    wait behind studies, and a study too many is answered with a problem.
     """
 
     def __init__(self, uri: str) -> None:

@@ -1,4 +1,5 @@
-// The server's HTTP interface. What is refused for want of a token, or for now, is sent again; all else that fails throws.
+// The server's HTTP interface. What is refused for want of a token, or as one too many, is sent again; all
+// else that fails throws: a server that cannot answer in time (503) is not to be asked over and over.
 
 import { atMost } from "./at_most.js";
 import { authorization, renewToken } from "./token.js";
@@ -46,7 +47,7 @@ async function request(path, { body, signal, onWait } = {}) {
     if (response.ok) return response;
     const retryAfter = Number.parseFloat(response.headers.get("retry-after"));
     if (response.status === 401 && (await renewToken(headers))) continue;
-    if ([429, 503].includes(response.status) && retryAfter >= 0) {
+    if (response.status === 429 && retryAfter >= 0) {
       onWait?.(retryAfter);
       await pause(Math.max(retryAfter, 0.1), signal);
       continue;

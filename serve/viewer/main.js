@@ -38,9 +38,21 @@ function open(study) {
   worklist.mark(study);
 }
 
+/** Says which ensemble serves, or why that is not known: then again after the next answer. */
 async function describeServer() {
-  const { id, members, created } = await ensemble();
-  byId("served").textContent = `Ensemble ${id}, ${count(members.length, "network")}, ${created.slice(0, 10)}`;
+  try {
+    const { id, members, created } = await ensemble();
+    byId("served").textContent = `Ensemble ${id}, ${count(members.length, "network")}, ${created.slice(0, 10)}`;
+    byId("served").className = "";
+  } catch (error) {
+    tell(error);
+  }
+}
+
+function tell(error) {
+  if (!(error instanceof RequestError)) throw error;
+  byId("served").textContent = error.message;
+  byId("served").className = "problem";
 }
 
 const studies = new Studies();
@@ -53,6 +65,7 @@ try {
     if (study === null) open(null);
     else if (study === reading.study) reading.refresh();
     else if (study.state === "answered" && studies.counts.all === 1) open(study);
+    if (study?.state === "answered" && byId("served").className === "problem") describeServer();
   });
   listenForKeys(reading, worklist);
   listenForDrops();
@@ -65,7 +78,5 @@ try {
   document.body.dataset.ready = "true";
   await describeServer();
 } catch (error) {
-  if (!(error instanceof RequestError)) throw error;
-  byId("served").textContent = `${error.message}; load the page again`;
-  byId("served").classList.add("problem");
+  tell(error);
 }

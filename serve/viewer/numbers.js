@@ -14,47 +14,56 @@ export const count = (number, noun, plural = `${noun}s`) => `${number} ${number 
 
 const SVG = "http://www.w3.org/2000/svg";
 
-function bar(name, attributes) {
-  const made = document.createElementNS(SVG, "rect");
-  made.setAttribute("class", name);
+function shape(name, attributes) {
+  const made = document.createElementNS(SVG, name);
   for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
   return made;
 }
 
 /** A probability between 0 and 1 as a bar, with a mark at the threshold and one for each member. */
 export function measure(probability, threshold, members = []) {
-  const made = document.createElementNS(SVG, "svg");
-  const mark = (name, at) => bar(name, { x: Math.min(99.4, Math.max(0, 100 * at - 0.3)), width: 0.6, y: 0, height: 8 });
-  for (const [key, value] of Object.entries({ viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" })) made.setAttribute(key, value);
-  made.append(
-    bar("track", { x: 0, width: 100, y: 2, height: 4 }),
-    bar("filled", { x: 0, width: 100 * probability, y: 2, height: 4 }),
-    ...members.map((member) => mark("member", member)),
-    mark("threshold", threshold),
-  );
+  const made = shape("svg", { viewBox: "0 0 1 8", preserveAspectRatio: "none", "aria-hidden": "true" });
+  const bar = (name, width) => shape("rect", { class: name, width, y: 2, height: 4 });
+  const mark = (name, at) => shape("line", { class: name, x1: at, x2: at, y1: 0, y2: 8, "vector-effect": "non-scaling-stroke" });
+  made.append(bar("track", 1), bar("filled", probability), ...members.map((member) => mark("member", member)), mark("threshold", threshold));
   return made;
 }
 
-function range(values) {
-  return `${decimals(Math.min(...values))} to ${decimals(Math.max(...values))}`;
-}
+/** A map's value; a minus as long as a plus, and none before zero. */
+const logits = (value) => value.toFixed(1).replace(/^-0\.0$/, "0.0").replace("-", "−");
 
-/** Everything that the answer says of a study. */
-export function answerElements(answer) {
-  const members = answer.members.map((member) => member.probability);
+const range = (values, write) => `${write(Math.min(...values))} to ${write(Math.max(...values))}`;
+
+function decision(answer) {
   const verdict = element("p", { class: answer.abnormal ? "verdict abnormal" : "verdict" }, answer.abnormal ? "Abnormal" : "Normal");
   const headline = element("p", { class: "headline" }, datum(answer.probability), element("span", {}, percent(answer.probability)));
-  const relation = `${answer.abnormal ? "Above" : "Not above"} the threshold of ${decimals(answer.threshold)}; mean over the views.`;
-  const made = [element("div", { class: "decision" }, verdict, headline, measure(answer.probability, answer.threshold, members), element("p", {}, relation))];
+  const members = answer.members.map((member) => member.probability);
+  const relation = `${answer.abnormal ? "Above" : "Not above"} the threshold of ${decimals(answer.threshold)}. Mean over the views; members from ${range(members, decimals)}.`;
+  const made = [verdict, headline, measure(answer.probability, answer.threshold, members), element("p", { class: "hint" }, relation)];
   if (answer.warnings.length > 0) {
     made.push(element("ul", { class: "problem", "aria-label": "Warnings" }, ...answer.warnings.map((text) => element("li", {}, text))));
   }
-  const views = answer.views.map((view) => [view.name, datum(view.probability), percent(view.probability), `${view.width} × ${view.height}`, `${view.cam.range[0].toFixed(1)} to ${view.cam.range[1].toFixed(1)}`]);
-  made.push(
-    table("Views", ["File", "Probability", "Percent", "Pixels", "CAM, logits"], views),
-    table("Members", ["Trial", "Probability", "Percent"], answer.members.map((member) => [member.trial, datum(member.probability), percent(member.probability)])),
-    element("p", { class: "hint" }, `The members lie from ${range(members)}.`),
-    element("p", { class: "hint" }, `Study type: ${answer.study_type ?? "not given"}. Ensemble `, element("code", {}, answer.ensemble.id), `, made ${answer.ensemble.created.slice(0, 10)}.`),
-  );
   return made;
+}
+
+function views(answer) {
+  const rows = answer.views.map((view) => {
+    const about = `${view.width} × ${view.height} pixels, CAM ${range(view.cam.range, logits)}`;
+    return [element("div", {}, view.name, element("p", { class: "hint" }, about)), datum(view.probability), percent(view.probability)];
+  });
+  return table("Views", ["File", "Probability", "Percent"], rows);
+}
+
+/** Everything that the answer says of a study, in three parts: the study, its views, the ensemble. */
+export function answerParts(answer) {
+  const { id, created } = answer.ensemble;
+  const members = answer.members.map((member) => [member.trial, datum(member.probability), percent(member.probability)]);
+  return [
+    decision(answer),
+    [views(answer)],
+    [
+      table("Members of the ensemble", ["Trial", "Probability", "Percent"], members),
+      element("p", { class: "hint" }, "Ensemble ", element("code", {}, id), `, made ${created.slice(0, 10)}. Study type ${answer.study_type ?? "not given"}.`),
+    ],
+  ];
 }

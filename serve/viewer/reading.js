@@ -1,10 +1,11 @@
 // The study that is open: its views side by side, the tools above them, what the server said below or beside them.
 
 import { byId, element } from "./dom.js";
-import { answerElements } from "./numbers.js";
+import { answerParts } from "./numbers.js";
 import { View } from "./view.js";
 
-const PORTRAIT = 0.8; // width over height of most radiographs
+const CLEARLY = 1.15;
+const ASPECT = 0.8; // width over height of most radiographs, for as long as the server has not said them
 const STATES = { waiting: "Waiting for its turn …", predicting: "Predicting …", busy: "The server is busy; the study is sent again shortly." };
 
 export class Reading {
@@ -46,7 +47,6 @@ export class Reading {
     byId("views").replaceChildren(...this.#views.map((view) => view.element));
     this.#active = this.#views[0] ?? null;
     this.refresh();
-    this.#arrange();
     this.#showTools();
     byId("numbers").scrollTop = 0;
   }
@@ -57,12 +57,11 @@ export class Reading {
     const { name, files, state, answer, problem, leftOut } = this.#study;
     if (files.length !== this.#views.length) return this.open(this.#study);
     answer?.views.forEach((view, place) => this.#views[place].answer(view));
-    const made = [element("h2", {}, name)];
-    if (answer) made.push(...answerElements(answer));
-    else if (problem) made.push(element("p", { class: "problem" }, `${problem.title}: ${problem.detail}`));
-    else made.push(element("p", {}, STATES[state]));
-    if (leftOut.length > 0) made.push(element("p", { class: "problem" }, `Left out, could not be read: ${leftOut.join(", ")}.`));
-    byId("numbers").replaceChildren(...made);
+    const [first, ...others] = answer ? answerParts(answer) : [[told(state, problem)]];
+    if (leftOut.length > 0) first.push(element("p", { class: "problem" }, `Left out, could not be read: ${leftOut.join(", ")}.`));
+    const parts = [[element("h2", {}, name), ...first], ...others];
+    byId("numbers").replaceChildren(...parts.map((part) => element("div", {}, ...part)));
+    this.#arrange();
   }
 
   focusView(place) {
@@ -113,7 +112,7 @@ export class Reading {
 
   #showTools() {
     const { camShown, opacity } = this.#shared;
-    const { window = null, zoomed = null } = this.#active ?? {};
+    const window = this.#active?.window;
     for (const view of this.#views) {
       view.element.classList.toggle("active", view === this.#active && this.#views.length > 1);
       view.element.querySelector(".alone").setAttribute("aria-pressed", this.#alone);
@@ -121,8 +120,7 @@ export class Reading {
     byId("cam").setAttribute("aria-pressed", camShown);
     byId("opacity").value = 100 * opacity;
     byId("opacity-value").value = `${Math.round(100 * opacity)} %`;
-    byId("zoom-value").value = zoomed === null ? "" : `${Math.round(100 * zoomed)} %`;
-    if (window === null) return;
+    if (!window) return;
     byId("invert").setAttribute("aria-pressed", window.inverted);
     for (const name of ["level", "width"]) byId(name).value = byId(`${name}-value`).value = Math.round(window[name]);
   }
@@ -139,16 +137,23 @@ export class Reading {
     }
   }
 
-  /** As many columns as give the views most room. */
+  /** Side by side, or in fewer columns where that makes them clearly larger. */
   #arrange() {
     for (const view of this.#views) view.element.hidden = this.#alone && view !== this.#active;
     const number = this.#alone ? 1 : this.#views.length;
     const { width, height } = byId("views").getBoundingClientRect();
-    const side = (columns) => Math.min(width / columns, (PORTRAIT * height) / Math.ceil(number / columns));
-    const choices = Array.from({ length: number }, (_, place) => place + 1);
-    const columns = choices.reduce((best, choice) => (side(choice) > side(best) ? choice : best), 1);
+    const aspects = this.#study?.answer?.views.map((view) => view.width / view.height) ?? [ASPECT];
+    const aspect = aspects.reduce((sum, one) => sum + one, 0) / aspects.length;
+    const side = (columns) => Math.min(width / columns, (aspect * height) / Math.ceil(number / columns));
+    let columns = Math.max(1, number);
+    for (let fewer = columns - 1; fewer > 0; fewer--) if (side(fewer) > CLEARLY * side(columns)) columns = fewer;
     byId("views").style.gridTemplateColumns = `repeat(${columns}, minmax(0, 1fr))`;
   }
+}
+
+function told(state, problem) {
+  if (problem === null) return element("p", {}, STATES[state]);
+  return element("p", { class: "problem" }, `${problem.title}: ${problem.detail}`);
 }
 
 function drawLegend({ full_logit: fullLogit, colors }) {

@@ -26,7 +26,7 @@ export class View {
    * @param {object} study
    * @param {File} file one of its views
    * @param {{scale, camShown: boolean, opacity: number}} shared what all views have in common; scale is the server's
-   * @param {(view: View) => void} changed called when its window or zoom is another, or it was chosen
+   * @param {(view: View) => void} changed called when its window may be another, or it was chosen
    */
   constructor(study, file, shared, changed) {
     this.file = file;
@@ -46,11 +46,6 @@ export class View {
     this.#resizing.observe(this.element.querySelector(".screen"));
     this.#describe(null);
     this.#load(study);
-  }
-
-  /** Screen pixels for one of the picture's; null before there is a picture. */
-  get zoomed() {
-    return this.#placement?.scale ?? null;
   }
 
   /** Takes over what the server says of this view, once it does. */
@@ -180,7 +175,7 @@ export class View {
       context.putImageData(painted, part.x, part.y);
     }
     const { level, width } = this.window;
-    const zoomed = Math.round(100 * this.zoomed);
+    const zoomed = Math.round(100 * this.#placement.scale);
     this.element.querySelector(".corner").textContent = `${zoomed} %   L ${Math.round(level)}   W ${Math.round(width)}`;
   }
 }

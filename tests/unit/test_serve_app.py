@@ -80,4 +80,4 @@ class TestConfig:
         assert deployment.name == EnsembleServer.name
 
     def test_health_checks_find_a_place_beside_all_studies(self):
-        assert EnsembleServer.max_ongoing_requests > Limits().predictions
+        assert EnsembleServer.max_ongoing_requests > Limits().predictions + Limits().pictures
