@@ -81,10 +81,11 @@ export async function predict(files, studyType, options) {
 const twoPictures = atMost(2);
 
 /** A view's pixels as the network gets them: a PNG file, 8-bit gray. */
-export function picture(file) {
+export function picture(file, signal) {
   return twoPictures(async () => {
+    signal.throwIfAborted();
     const body = new FormData();
     body.append("view", file, file.name);
-    return (await request("v1/views/picture", { body })).blob();
+    return (await request("v1/views/picture", { body, signal })).blob();
   });
 }

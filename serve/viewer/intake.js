@@ -52,24 +52,24 @@ export async function groupStudies(found) {
   }
   const studies = [...groups.values()].map(({ folder, files }) => {
     files.sort((a, b) => byName(a.name, b.name));
-    return { name: folder || looseName(files), files };
+    return { name: folder || looseName(files), files: toldApart(files, (file, name) => new File([file], name)) };
   });
   studies.sort((a, b) => byName(a.name, b.name));
-  tellApart(studies);
-  return { studies, ignored };
+  return { studies: toldApart(studies, (study, name) => ({ ...study, name })), ignored };
 }
 
 function looseName(files) {
   return files.length === 1 ? files[0].name : `${files[0].name} and ${files.length - 1} more`;
 }
 
-function tellApart(studies) {
+/** Numbers those that have the name of one before: errors and numbers are told by name. */
+function toldApart(named, rename) {
   const seen = new Map();
-  for (const study of studies) {
-    const times = (seen.get(study.name) ?? 0) + 1;
-    seen.set(study.name, times);
-    if (times > 1) study.name += ` (${times})`;
-  }
+  return named.map((one) => {
+    const times = (seen.get(one.name) ?? 0) + 1;
+    seen.set(one.name, times);
+    return times === 1 ? one : rename(one, `${one.name} (${times})`);
+  });
 }
 
 /** By its name, else by its first bytes. A damaged radiograph is one: the server says what is wrong with it. */

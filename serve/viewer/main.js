@@ -10,10 +10,17 @@ import { Studies } from "./studies.js";
 import { Worklist } from "./worklist.js";
 
 async function add(found) {
-  const { studies: grouped, ignored } = await groupStudies(await found);
-  const said = ignored.length > 0 ? `${count(ignored.length, "file")} ignored, no radiograph: ${ignored.slice(0, 3).join(", ")}${ignored.length > 3 ? " …" : ""}` : "";
-  byId("ignored").textContent = said;
-  studies.add(grouped, byId("study-type").value);
+  const say = (text) => (byId("intake").textContent = text);
+  say("Looking at the files …");
+  try {
+    const { studies: grouped, ignored } = await groupStudies(await found);
+    const names = ignored.slice(0, 3).join(", ") + (ignored.length > 3 ? " …" : "");
+    say(ignored.length > 0 ? `${count(ignored.length, "file")} ignored, no radiograph: ${names}` : "");
+    studies.add(grouped, byId("study-type").value);
+  } catch (error) {
+    if (!(error instanceof DOMException)) throw error;
+    say(`Nothing was added, a file cannot be read: ${error.message}`);
+  }
 }
 
 function listenForDrops() {

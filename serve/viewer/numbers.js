@@ -1,6 +1,6 @@
 // How numbers are written: a probability always to the same four decimals, whether as a number or in percent.
 
-import { element, table } from "./dom.js";
+import { copyOf, element, table } from "./dom.js";
 
 export const decimals = (probability) => probability.toFixed(4);
 
@@ -12,20 +12,15 @@ export const datum = (probability) => element("data", { value: probability }, de
 
 export const count = (number, noun, plural = `${noun}s`) => `${number} ${number === 1 ? noun : plural}`;
 
-const SVG = "http://www.w3.org/2000/svg";
-
-function shape(name, attributes) {
-  const made = document.createElementNS(SVG, name);
-  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
-  return made;
-}
-
 /** A probability between 0 and 1 as a bar, with a mark at the threshold and one for each member. */
 export function measure(probability, threshold, members = []) {
-  const made = shape("svg", { viewBox: "0 0 1 8", preserveAspectRatio: "none", "aria-hidden": "true" });
-  const bar = (name, width) => shape("rect", { class: name, width, y: 2, height: 4 });
-  const mark = (name, at) => shape("line", { class: name, x1: at, x2: at, y1: 0, y2: 8, "vector-effect": "non-scaling-stroke" });
-  made.append(bar("track", 1), bar("filled", probability), ...members.map((member) => mark("member", member)), mark("threshold", threshold));
+  const made = copyOf("measure");
+  const place = (line, at) => ["x1", "x2"].forEach((end) => line.setAttribute(end, at));
+  const mark = made.querySelector(".member");
+  for (const member of members) place(made.insertBefore(mark.cloneNode(), mark), member);
+  mark.remove();
+  made.querySelector(".filled").setAttribute("width", probability);
+  place(made.querySelector(".threshold"), threshold);
   return made;
 }
 

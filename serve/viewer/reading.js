@@ -43,7 +43,7 @@ export class Reading {
     this.#alone = false;
     byId("empty").hidden = study !== null;
     byId("opened").hidden = study === null;
-    this.#views = (study?.files ?? []).map((file) => this.#newView(study, file));
+    this.#views = (study?.files ?? []).map((file) => this.#newView(file));
     byId("views").replaceChildren(...this.#views.map((view) => view.element));
     this.#active = this.#views[0] ?? null;
     this.refresh();
@@ -91,8 +91,8 @@ export class Reading {
     view?.focus();
   }
 
-  #newView(study, file) {
-    const view = new View(study, file, this.#shared, (changed) => this.#activate(changed, false));
+  #newView(file) {
+    const view = new View(file, this.#shared, (changed) => this.#activate(changed, false));
     const activate = () => this.#activate(view);
     view.element.addEventListener("focusin", activate);
     view.element.querySelector(".alone").addEventListener("click", () => this.showAlone(this.#alone ? null : view));

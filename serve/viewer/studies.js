@@ -12,7 +12,6 @@ import { atMost } from "./at_most.js";
  * @property {object | null} answer of the server
  * @property {{title: string, detail: string, view?: string} | null} problem of the last attempt
  * @property {string[]} leftOut names of the files that are no longer sent
- * @property {Map<File, Promise<Blob>>} pictures that were asked for
  */
 
 export class Studies extends EventTarget {
@@ -35,7 +34,7 @@ export class Studies extends EventTarget {
 
   /** @param {{name: string, files: File[]}[]} found */
   add(found, studyType) {
-    const added = found.map((study) => ({ ...study, studyType, state: "waiting", answer: null, problem: null, leftOut: [], pictures: new Map() }));
+    const added = found.map((study) => ({ ...study, studyType, state: "waiting", answer: null, problem: null, leftOut: [] }));
     this.#all.push(...added);
     for (const study of added) this.#start(study);
   }

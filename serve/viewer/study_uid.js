@@ -8,8 +8,8 @@ const UNDEFINED = 0xffffffff;
 
 /** @returns {Promise<string | null>} null: not a DICOM file with a preamble, or the tag is not found. */
 export async function studyUid(file) {
+  if ((await file.slice(128, 132).text()) !== "DICM") return null;
   const view = new DataView(await file.slice(0, HEAD_BYTES).arrayBuffer());
-  if (view.byteLength < 132 || text(view, 128, 4) !== "DICM") return null;
   try {
     return find(view);
   } catch (error) {

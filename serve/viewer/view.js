@@ -20,15 +20,15 @@ export class View {
   #map = null;
   #sampled = null; // the picture at its place, before windowing: {part, pixels, levels}
   #drawing = 0;
+  #closed = new AbortController();
   #resizing = new ResizeObserver(() => this.#resize());
 
   /**
-   * @param {object} study
-   * @param {File} file one of its views
+   * @param {File} file
    * @param {{scale, camShown: boolean, opacity: number}} shared what all views have in common; scale is the server's
-   * @param {(view: View) => void} changed called when its window may be another, or it was chosen
+   * @param {(view: View) => void} changed called when its window may be another
    */
-  constructor(study, file, shared, changed) {
+  constructor(file, shared, changed) {
     this.file = file;
     this.window = { ...FULL_WINDOW };
     this.element = copyOf("view");
@@ -36,7 +36,6 @@ export class View {
     this.shared = shared;
     this.changed = () => changed(this);
     this.#canvas = this.element.querySelector("canvas");
-    this.#canvas.addEventListener("focus", this.changed);
     listenForGestures(this.#canvas, {
       zoom: (factor, x, y) => this.zoom(factor, x * devicePixelRatio, y * devicePixelRatio),
       pan: (x, y) => this.pan(x, y),
@@ -45,7 +44,7 @@ export class View {
     });
     this.#resizing.observe(this.element.querySelector(".screen"));
     this.#describe(null);
-    this.#load(study);
+    this.#load();
   }
 
   /** Takes over what the server says of this view, once it does. */
@@ -99,27 +98,28 @@ export class View {
   }
 
   close() {
+    this.#closed.abort();
     this.#resizing.disconnect();
     cancelAnimationFrame(this.#drawing);
     this.#bitmap?.close();
     this.#bitmap = this.#placement = this.#sampled = null;
   }
 
-  async #load(study) {
+  async #load() {
+    const { signal } = this.#closed;
     const message = this.element.querySelector(".message");
     message.textContent = "Loading …";
     try {
-      if (!study.pictures.has(this.file)) study.pictures.set(this.file, picture(this.file));
-      const blob = await study.pictures.get(this.file);
+      const blob = await picture(this.file, signal);
       const bitmap = await createImageBitmap(blob, { colorSpaceConversion: "none", premultiplyAlpha: "none" });
-      if (!this.element.isConnected) return bitmap.close();
+      if (signal.aborted) return bitmap.close();
       this.#bitmap = bitmap;
       this.#placement = new Placement({ width: bitmap.width, height: bitmap.height });
       message.textContent = "";
       this.#resize();
     } catch (error) {
+      if (signal.aborted) return;
       if (!(error instanceof RequestError)) throw error;
-      study.pictures.delete(this.file);
       message.textContent = error.message;
       message.classList.add("problem");
     }
@@ -132,8 +132,8 @@ export class View {
 
   #resize() {
     const box = this.element.querySelector(".screen").getBoundingClientRect();
-    const [width, height] = [box.width, box.height].map((length) => Math.max(1, Math.round(length * devicePixelRatio)));
-    if (!this.#placement) return;
+    const [width, height] = [box.width, box.height].map((length) => Math.round(length * devicePixelRatio));
+    if (!this.#placement || width === 0 || height === 0) return;
     this.#canvas.width = this.#scratch.canvas.width = width;
     this.#canvas.height = this.#scratch.canvas.height = height;
     this.#placement.resize(width, height);
