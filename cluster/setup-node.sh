@@ -4,7 +4,7 @@
 #
 #   cluster/setup-node.sh [--dev] [--venv DIR] [--python PYTHON]
 #
-#   --dev      also the linters, the type checker and the test runner
+#   --dev      also the linters, the type checker, the test runner and, on Debian, a browser for the tests
 #   --venv     where the environment goes (default: .venv beside this repository's pyproject.toml)
 #   --python   the interpreter that makes it (default: python3.11)
 set -euo pipefail
@@ -52,6 +52,11 @@ if [ $requirements = requirements-dev.txt ] && [ "$(id -u)" = 0 ]; then
         ln -sf /dev/null /etc/systemd/system/ssh.service
         ln -sf /dev/null /etc/systemd/system/ssh.socket
     fi
+fi
+# The browser of tests/browser. Ubuntu has Chromium as a snap only: there those tests skip where no Chrome is installed.
+if [ $requirements = requirements-dev.txt ] && grep -qx ID=debian /etc/os-release \
+    && ! command -v chromium google-chrome google-chrome-stable >/dev/null; then
+    missing+=(chromium fonts-liberation)
 fi
 if [ ${#missing[@]} -gt 0 ]; then
     sudo=

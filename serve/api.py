@@ -1,7 +1,8 @@
 """The HTTP interface around one ensemble, as an ASGI application. Knows no Ray."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import anyio.to_thread
 from anyio import CapacityLimiter
@@ -16,8 +17,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.access import RequireToken, TokenFile
 from serve.exchange import Exchanges, exchange_of
 from serve.limits import Limits, PredictionLimits, TimeLimit
-from serve.prediction import Predictor, Upload, answer_study
-from serve.problems import MEDIA_TYPE, Faults, Problem, ProblemError, install_problems
+from serve.pictures import PICTURE_PATH, pictures_router
+from serve.prediction import Predictor, answer_study
+from serve.problems import Faults, install_problems, problem_responses
 from serve.record import AuditRecord, Row, answer_row
 from serve.recording import RecordedRefusals, keep_answer
 from serve.schemas import (
@@ -29,6 +31,7 @@ from serve.schemas import (
     StudyAnswer,
     StudyType,
 )
+from serve.uploads import read_upload
 
 NOTICE = "Research use only. Not a medical device: not for diagnosis, triage or treatment."
 PREDICT_PATH = "/v1/studies/predict"
@@ -79,6 +82,7 @@ def build_api(
     install_problems(app)
     _add_prediction(app, predictor, limits, record)
     _add_description(app, predictor)
+    app.include_router(pictures_router(limits))
     _add_pages(app)
     _add_middleware(app, limits, tokens, record, named_in_front=named_in_front)
     return app
@@ -89,6 +93,7 @@ def _add_middleware(
 ) -> None:
     """From the inside out: a stranger takes no study's place, and whatever answers is recorded, named and guarded."""
     app.add_middleware(PredictionLimits, path=PREDICT_PATH, limits=limits)
+    app.add_middleware(PredictionLimits, path=PICTURE_PATH, limits=replace(limits, predictions=limits.pictures))
     app.add_middleware(Faults)
     app.add_middleware(TimeLimit, limits=limits)
     if tokens is not None:
@@ -99,12 +104,6 @@ def _add_middleware(
     app.add_middleware(SecurityHeaders)
 
 
-def _problems(reasons: dict[int, str]) -> dict[int | str, dict[str, Any]]:
-    """The problems of an operation, status to reason, for its OpenAPI description."""
-    content = {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}
-    return {status: {"description": reason, "content": content} for status, reason in reasons.items()}
-
-
 def _add_prediction(app: FastAPI, predictor: Predictor, limits: Limits, record: AuditRecord | None) -> None:
     one_at_a_time = CapacityLimiter(1)  # a forward pass uses all cores of the replica
 
@@ -112,7 +111,7 @@ def _add_prediction(app: FastAPI, predictor: Predictor, limits: Limits, record: 
         PREDICT_PATH,
         response_model=StudyAnswer,
         tags=["prediction"],
-        responses=_problems(
+        responses=problem_responses(
             {
                 400: "the multipart body is malformed",
                 401: "the server asks for a token, and the request has none that is valid",
@@ -138,7 +137,7 @@ def _add_prediction(app: FastAPI, predictor: Predictor, limits: Limits, record: 
         ] = "none",
     ) -> Response:
         """Probability that the study shows an abnormality, and where each view suggests it."""
-        uploads = [await _read(upload, limits) for upload in views]
+        uploads = [await read_upload(upload, limits) for upload in views]
 
         def answer() -> tuple[bytes, Row]:
             study = answer_study(predictor, uploads, study_type, cam, limits)
@@ -149,14 +148,6 @@ def _add_prediction(app: FastAPI, predictor: Predictor, limits: Limits, record: 
         if record is not None:
             await keep_answer(record, row)
         return Response(content, media_type="application/json")
-
-
-async def _read(upload: UploadFile, limits: Limits) -> Upload:
-    name = upload.filename or "unnamed"
-    if (upload.size or 0) > limits.view_bytes:
-        detail = f"{name} has {upload.size:,} bytes, the limit is {limits.view_bytes:,}; send it compressed"
-        raise ProblemError(413, "view-too-large", "a view is too large", detail, view=name, limit=limits.view_bytes)
-    return Upload(name, await upload.read())
 
 
 def _add_description(app: FastAPI, predictor: Predictor) -> None:

@@ -27,8 +27,8 @@ _ASK = "ask for tokens: `python -m serve.tokens add NAME --file tokens.json`, an
 class EnsembleServer:
     """One replica: the ensemble behind its HTTP interface.
 
-    `max_ongoing_requests` exceeds `Limits.predictions`: health checks and pages do not wait behind studies, and a study
-    too many is answered with a problem.
+    `max_ongoing_requests` exceeds `Limits.predictions` and `Limits.pictures` together: health checks and pages do not
+    wait behind studies, and a study too many is answered with a problem.
     """
 
     def __init__(self, uri: str) -> None:

@@ -29,6 +29,8 @@ class Limits:
     """Sum over the views: a file of a hundred kilobytes can decode to `MAX_PIXELS`."""
     predictions: int = 8
     """Studies in one replica, the one that is computed and those that wait for it: further ones are sent away."""
+    pictures: int = 4
+    """Views in one replica that are turned into pictures for the viewer, those that wait included."""
     retry_after_s: int = 2
     request_s: float = 120
     """Upload, waiting and prediction together. The proxies' own limits must be longer, or they answer in its place."""
@@ -130,7 +132,7 @@ class PredictionLimits:
     def _check(self, headers: Headers) -> None:
         media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
         if media_type != "multipart/form-data":
-            detail = f"the body is {media_type or 'of no media type'}; send multipart/form-data with parts named views"
+            detail = f"the body is {media_type or 'of no media type'}; send multipart/form-data with a file a part"
             raise ProblemError(415, "media-type", "the body is not multipart/form-data", detail)
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > self._limits.request_bytes:
@@ -140,8 +142,8 @@ class PredictionLimits:
             raise ProblemError(
                 429,
                 "busy",
-                "too many studies wait",
-                f"{self._num_admitted} studies are in work, the limit; send the study again in {retry_after_s} s",
+                "too many requests wait",
+                f"{self._num_admitted} are in work, the limit; send it again in {retry_after_s} s",
                 limit=self._limits.predictions,
                 headers={"Retry-After": retry_after_s},
             )

@@ -54,7 +54,7 @@ def answer_study(
     Raises:
         ProblemError: a view cannot be read, or the views are too large together.
     """
-    grays = _decode(uploads, limits)
+    grays = decode_views(uploads, limits)
     prediction = predictor.predict_study(grays)
     description = predictor.description
     return StudyAnswer(
@@ -78,7 +78,12 @@ def answer_study(
     )
 
 
-def _decode(uploads: Sequence[Upload], limits: Limits) -> list[np.ndarray]:
+def decode_views(uploads: Sequence[Upload], limits: Limits) -> list[np.ndarray]:
+    """The views' pixels, uint8 [H, W] each.
+
+    Raises:
+        ProblemError: a view cannot be read, or the views are too large together.
+    """
     grays, num_pixels = [], 0
     for upload in uploads:
         try:

@@ -114,6 +114,12 @@ class Faults:
             await _fault_response(error)(scope, receive, send)
 
 
+def problem_responses(reasons: dict[int, str]) -> dict[int | str, dict[str, Any]]:
+    """The problems of an operation, status to reason, for its OpenAPI description."""
+    content = {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}
+    return {status: {"description": reason, "content": content} for status, reason in reasons.items()}
+
+
 def install_problems(app: FastAPI) -> None:
     """Makes every error that leaves `app` a problem."""
     app.add_exception_handler(StarletteHTTPException, _on_http_error)
@@ -144,6 +150,8 @@ def _describe(fault: dict[str, Any]) -> str:
     """One fault that FastAPI found, without the input that it quotes: that may be a radiograph."""
     where, *path = fault["loc"]
     name = ".".join(str(part) for part in path)
+    if path == ["view"]:
+        return "view: send one PNG or JPEG file as a multipart part named view, with a file name"
     if path[:1] == ["views"] and fault["type"] != "too_long":
         return "views: send each PNG or JPEG file of the study as one multipart part named views, with a file name"
     return f"{name or where}: {fault['msg'].removeprefix('Value error, ')}"

@@ -68,20 +68,24 @@ _GRID = (128, 128)
 """Pixels in which painted shares are counted."""
 
 
+def paint_colors() -> np.ndarray:
+    """The color of each paint level, float64 [256, 3] from 0 to 255; its opacity is `FULL_OPACITY` * level / 255."""
+    # The darkest third of the table is left out: faint paint in dark colors would look like shadow on the radiograph.
+    return matplotlib.colormaps["inferno"](np.linspace(0.35, 1, 256))[:, :3] * 255
+
+
 def _painted() -> np.ndarray:
     """The color of each gray value under each paint level: uint8 [256, 256, 3]."""
     strength = np.linspace(0, 1, 256)[:, None]
-    # The darkest third of the table is left out: faint paint in dark colors would look like shadow on the radiograph.
-    colors = matplotlib.colormaps["inferno"](0.35 + 0.65 * strength[:, 0])[:, :3] * 255
     gray = np.arange(256)[:, None, None]
-    return np.rint(gray + FULL_OPACITY * strength * (colors - gray)).astype(np.uint8)
+    return np.rint(gray + FULL_OPACITY * strength * (paint_colors() - gray)).astype(np.uint8)
 
 
 _PAINTED = _painted()
 
 
-def encode_png(pixels: np.ndarray) -> bytes:
-    """A PNG file of uint8 pixels, [H, W] gray or [H, W, 3] RGB."""
+def encode_png(pixels: np.ndarray, compress_level: int = 6) -> bytes:
+    """A PNG file of uint8 pixels, [H, W] gray or [H, W, 3] RGB; `compress_level` from 0, large, to 9, slow."""
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="PNG")
+    Image.fromarray(pixels).save(file, format="PNG", compress_level=compress_level)
     return file.getvalue()

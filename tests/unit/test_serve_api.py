@@ -18,8 +18,10 @@ from PIL import Image
 from mura_ray.config import TrialConfig
 from mura_ray.domain import STUDY_TYPES, MemberPrediction, StudyPrediction, ViewPrediction
 from mura_ray.model.ensemble import EnsembleDescription, MemberDescription
+from mura_ray.render.overlay import overlay
 from serve.api import PREDICT_PATH, build_api
 from serve.limits import Limits
+from serve.pictures import PICTURE_PATH
 
 VIEWER = Path(__file__).parents[2] / "serve" / "viewer"
 CAM = np.array([[-1.5, 0.0, 2.25], [0.5, 1.0, -0.25]], dtype=np.float32)
@@ -455,6 +457,50 @@ class TestNames:
         assert response.headers["x-content-type-options"] == "nosniff"
 
 
+def post_picture(client, name="a.png", content=LEFT, field="view"):
+    return client.post(PICTURE_PATH, files=[(field, (name, content))])
+
+
+class TestPictures:
+    def test_a_view_comes_back_as_the_gray_levels_that_the_network_gets(self, client):
+        deep = np.linspace(0, 65535, 40 * 60).reshape(40, 60).astype(np.uint16)
+        response = post_picture(client, content=encoded(deep))
+        image = Image.open(io.BytesIO(response.content))
+        assert response.headers["content-type"] == "image/png"
+        assert (image.format, image.mode, image.size) == ("PNG", "L", (60, 40))
+        np.testing.assert_array_equal(np.asarray(image), deep >> 8)
+
+    @pytest.mark.parametrize("case", HOSTILE)
+    def test_a_view_that_cannot_be_read_is_named_with_the_reason(self, client, case):
+        content, reason = HOSTILE[case]
+        problem = problem_of(post_picture(client, "bad.png", content))
+        assert (problem["status"], problem["view"]) == (422, "bad.png")
+        assert reason in problem["detail"]
+
+    def test_a_missing_view_is_asked_for(self, client):
+        problem = problem_of(post_picture(client, field="views"))
+        assert problem["status"] == 422
+        assert "a multipart part named view," in problem["detail"]
+
+    def test_limits_of_bytes_hold(self):
+        client = client_of(view_bytes=len(LEFT) - 1, request_bytes=10 * len(LEFT))
+        assert problem_of(post_picture(client))["view"] == "a.png"
+        assert problem_of(post_picture(client, content=bytes(20 * len(LEFT))))["status"] == 413
+
+    def test_pictures_too_many_are_sent_away_while_studies_are_not(self):
+        client = client_of(pictures=0)
+        assert problem_of(post_picture(client))["status"] == 429
+        assert post(client, ("a.png", LEFT)).status_code == 200
+
+    def test_the_viewer_is_told_how_maps_are_painted(self, client):
+        scale = client.get("/viewer/overlay.json").json()
+        cam = np.array([[scale["full_logit"], 0]], np.float32)
+        strongest = overlay(np.full((1, 2), 100, np.uint8), cam)
+        expected = 100 + scale["full_opacity"] * (np.array(scale["colors"][255]) - 100)
+        np.testing.assert_array_equal(strongest[0, 0], np.rint(expected))
+        assert len(scale["colors"]) == 256
+
+
 class TestDescription:
     def test_ensemble_says_what_it_is_and_what_not(self, client):
         answer = client.get("/v1/ensemble").json()
@@ -470,7 +516,7 @@ class TestDescription:
 
     def test_openapi_describes_the_request_and_every_problem(self, client):
         spec = client.get("/openapi.json").json()
-        assert set(spec["paths"]) == {PREDICT_PATH, "/v1/ensemble", "/healthz", "/readyz"}
+        assert set(spec["paths"]) == {PREDICT_PATH, PICTURE_PATH, "/v1/ensemble", "/healthz", "/readyz"}
         operation = spec["paths"][PREDICT_PATH]["post"]
         body = operation["requestBody"]["content"]
         fields = spec["components"]["schemas"][body["multipart/form-data"]["schema"]["$ref"].split("/")[-1]]
@@ -506,6 +552,6 @@ class TestPages:
     def test_every_field_has_a_label_and_the_select_all_study_types(self):
         text = (VIEWER / "index.html").read_text()
         fields = re.findall(r'<(?:input|select) id="([\w-]+)"', text)
-        assert fields == ["files", "study-type"]
-        assert all(f'<label for="{field}">' in text for field in fields)
+        assert fields == ["files", "folder", "study-type", "opacity", "level", "width", "token-value"]
+        assert all(f'<label for="{field}"' in text for field in fields)
         assert re.findall(r"<option>(\w+)</option>", text) == list(STUDY_TYPES)

@@ -89,4 +89,4 @@ class TestConfig:
         assert config.http_options.request_timeout_s > Limits().request_s + 60  # beside a row of the record
 
     def test_health_checks_find_a_place_beside_all_studies(self):
-        assert EnsembleServer.max_ongoing_requests > Limits().predictions
+        assert EnsembleServer.max_ongoing_requests > Limits().predictions + Limits().pictures
