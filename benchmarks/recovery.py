@@ -45,7 +45,7 @@ TOLERANCE = 1e-4
 CHANGE_S = 25.0
 """The next fault comes within so long: a worker group takes about two epochs in this time."""
 
-NUM_BOOTED = 5
+NUM_BOOTED = 3
 """Cold starts on a host that has just booted."""
 
 DECIDED_S = 30.0
@@ -179,13 +179,15 @@ def _next_fault(search: Search, kind: str, began: float, rng: random.Random) -> 
     def new_steps() -> list[dict[str, Any]]:
         return [row for row in cluster.steps() if (row["host"], row["pid"]) not in old]
 
-    # A cable that was out for a moment costs nothing: the steps just go on, unless Ray gave the node up meanwhile.
+    # A cable that was out for a moment costs nothing: the steps just go on, unless Ray gave the node up meanwhile. Nor
+    # does a fault behind the last step: the search just ends.
     decided = time.time() + DECIDED_S
 
     def goes_on() -> bool:
         now = time.time()
         unbroken = kind == "network" and now > decided and cluster.steps()[-1]["time"] > now - 2
-        return bool(new_steps()) or unbroken
+        ended = kind in KINDS[:3] and not cluster.head.pids(SEARCH)
+        return bool(new_steps()) or unbroken or ended
 
     wait_until(goes_on, 400, f"a step after the fault ({kind}); {cluster.job_log(search.job)[-2000:]}")
     rows = cluster.steps()
