@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import anyio.to_thread
-from anyio import CapacityLimiter
 from fastapi import FastAPI, File, Form, Query, Response, UploadFile
 from fastapi.responses import FileResponse
 from fastapi.staticfiles import StaticFiles
@@ -13,7 +12,8 @@ from starlette.formparsers import MultiPartParser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.limits import Limits, PredictionLimits
-from serve.prediction import Predictor, Upload, answer_study
+from serve.metrics import MeasuredAnswers, Metrics
+from serve.prediction import Answers, Predictor, Upload
 from serve.problems import MEDIA_TYPE, Problem, ProblemError, install_problems
 from serve.schemas import (
     CamForm,
@@ -40,14 +40,15 @@ _HEADERS = {
 }
 
 
-def build_api(predictor: Predictor, limits: Limits | None = None) -> FastAPI:
+def build_api(predictor: Predictor, limits: Limits | None = None, metrics: Metrics | None = None) -> FastAPI:
     """The application.
 
     Args:
-        predictor: the loaded ensemble; one study at a time is computed, in a thread.
+        predictor: the loaded ensemble; one batch of studies at a time is computed, in a thread.
         limits: what a request may cost.
+        metrics: where it counts what it does; None for nowhere.
     """
-    limits = limits or Limits()
+    limits, metrics = limits or Limits(), metrics or Metrics()
     MultiPartParser.spool_max_size = limits.request_bytes  # never to disk: a radiograph leaves nothing behind there
     app = FastAPI(
         title="Musculoskeletal abnormality detection",
@@ -57,11 +58,12 @@ def build_api(predictor: Predictor, limits: Limits | None = None) -> FastAPI:
         redoc_url=None,
     )
     install_problems(app)
-    _add_prediction(app, predictor, limits)
+    _add_prediction(app, Answers(predictor, limits, metrics), limits)
     _add_description(app, predictor)
     _add_pages(app)
     app.add_middleware(PredictionLimits, path=PREDICT_PATH, limits=limits)
     app.add_middleware(SecurityHeaders)
+    app.add_middleware(MeasuredAnswers, predict_path=PREDICT_PATH, metrics=metrics)  # the last is the outermost
     return app
 
 
@@ -71,9 +73,7 @@ def _problems(reasons: dict[int, str]) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": reason, "content": content} for status, reason in reasons.items()}
 
 
-def _add_prediction(app: FastAPI, predictor: Predictor, limits: Limits) -> None:
-    one_at_a_time = CapacityLimiter(1)  # a forward pass uses all cores of the replica
-
+def _add_prediction(app: FastAPI, answers: Answers, limits: Limits) -> None:
     @app.post(
         PREDICT_PATH,
         response_model=StudyAnswer,
@@ -101,12 +101,8 @@ def _add_prediction(app: FastAPI, predictor: Predictor, limits: Limits) -> None:
     ) -> Response:
         """Probability that the study shows an abnormality, and where each view suggests it."""
         uploads = [await _read(upload, limits) for upload in views]
-
-        def answer() -> bytes:
-            return answer_study(predictor, uploads, study_type, cam, limits).model_dump_json().encode()
-
-        content = await anyio.to_thread.run_sync(answer, limiter=one_at_a_time)
-        return Response(content, media_type="application/json")
+        answer = await answers.answer(uploads, study_type, cam)
+        return Response(await anyio.to_thread.run_sync(answer.model_dump_json), media_type="application/json")
 
 
 async def _read(upload: UploadFile, limits: Limits) -> Upload:

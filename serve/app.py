@@ -5,17 +5,23 @@ One deployment holds all members of the ensemble, so that a replica serves the w
 
 import ipaddress
 import os
+from collections.abc import Callable
+from typing import get_args
 
 import ray.serve
+import ray.serve.metrics
 import torch
 from fastapi import FastAPI
+from pydantic import TypeAdapter, ValidationError
 from ray.serve._private.constants import RAY_SERVE_ENABLE_DIRECT_INGRESS
 from ray.serve.context import _get_global_client
 
 from mura_ray import store
 from mura_ray.config import Locations
 from mura_ray.model.ensemble import Ensemble, newest_ensemble
+from mura_ray.model.inference import Precision
 from serve.api import build_api
+from serve.metrics import INSTRUMENTS, Metrics, Record
 
 
 @ray.serve.deployment(max_ongoing_requests=16, max_constructor_retry_count=1)
@@ -36,11 +42,11 @@ class EnsembleServer:
         client = _get_global_client()  # Ray has no public way to ask where its proxies listen
         assert client is not None
         refuse_open_address(client.http_config.host, direct_ingress=RAY_SERVE_ENABLE_DIRECT_INGRESS)
-        self._ensemble = Ensemble.load(uri, "cuda" if torch.cuda.is_available() else "cpu")
+        self._ensemble = Ensemble.load(uri, "cuda" if torch.cuda.is_available() else "cpu", precision())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Ray calls this once the constructor has ended well."""
-        return build_api(self._ensemble)
+        return build_api(self._ensemble, metrics=Metrics(ray_record()))
 
 
 def build(_: dict[str, str]) -> ray.serve.Application:
@@ -62,6 +68,31 @@ def ensemble_uri() -> str:
         "no ensemble to serve: set MURA_ENSEMBLE to the folder of an ensemble.json, or MURA_RUNS to the folder that "
         "`python -m mura_ray.tune` writes its runs to"
     )
+
+
+def precision() -> Precision:
+    """How exactly to compute: MURA_INFERENCE, else as fast as the machine can.
+
+    Raises:
+        ValueError: it is none of `Precision`.
+    """
+    try:
+        return TypeAdapter[Precision](Precision).validate_python(os.environ.get("MURA_INFERENCE") or "auto")
+    except ValidationError as error:
+        known = ", ".join(get_args(Precision))
+        raise ValueError(f"MURA_INFERENCE is {os.environ['MURA_INFERENCE']!r}; one of {known}") from error
+
+
+def ray_record() -> Record:
+    """Hands the server's measurements to Ray, which exports them to Prometheus; to be called inside a replica."""
+    records: dict[str, Callable[[float, dict[str, str]], None]] = {}
+    for one in INSTRUMENTS:
+        if one.boundaries is None:
+            records[one.name] = ray.serve.metrics.Counter(one.name, one.description, one.tags).inc
+        else:
+            histogram = ray.serve.metrics.Histogram(one.name, one.description, list(one.boundaries), one.tags)
+            records[one.name] = histogram.observe
+    return lambda name, value, tags: records[name](value, tags)
 
 
 def refuse_open_address(host: str | None, *, direct_ingress: bool) -> None:
