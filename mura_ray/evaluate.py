@@ -16,7 +16,7 @@ from mura_ray.data.cache import local_split
 from mura_ray.data.loader import SplitLoader
 from mura_ray.data.manifest import Manifest, read_boxes, read_manifest, read_table
 from mura_ray.domain import ABNORMAL, STUDY_TYPES
-from mura_ray.model.ensemble import DESCRIPTION, MAX_BATCH, Ensemble, EnsembleDescription, newest_ensemble
+from mura_ray.model.ensemble import DESCRIPTION, Ensemble, EnsembleDescription, newest_ensemble
 from mura_ray.render.overlay import painted
 from mura_ray.render.report import OVERALL, EvaluationResult, evaluation_text, write_evaluation
 from mura_ray.stats.localisation import BoxedView, pointing_game
@@ -109,7 +109,7 @@ def _predict(ensemble: Ensemble, data: str, split: str, sample_ids: np.ndarray) 
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with (
         local_split(data, split) as path,
-        closing(SplitLoader(path, batch_size=MAX_BATCH, shuffle=False)) as loader,
+        closing(SplitLoader(path, batch_size=ensemble.max_views, shuffle=False)) as loader,
         Progress(*columns, console=Console(stderr=True)) as progress,
     ):
         task = progress.add_task(f"views of {split}", total=len(sample_ids))

@@ -1,11 +1,9 @@
 """The HTTP interface around one ensemble, as an ASGI application. Knows no Ray."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import anyio.to_thread
-from anyio import CapacityLimiter
 from fastapi import Depends, FastAPI, File, Form, Query, Request, Response, UploadFile
 from fastapi.responses import FileResponse
 from fastapi.security import HTTPBearer
@@ -15,13 +13,15 @@ from starlette.formparsers import MultiPartParser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.access import RequireToken, TokenFile
-from serve.exchange import Exchanges, exchange_of
-from serve.limits import Limits, PredictionLimits, TimeLimit
+from serve.exchange import Exchanges
+from serve.inference_protocol import INFER_PATH, protocol_router
+from serve.limits import Admission, Entrance, Limits, TimeLimit
+from serve.metrics import MeasuredAnswers, Metrics
 from serve.pictures import PICTURE_PATH, pictures_router
-from serve.prediction import Predictor, answer_study
-from serve.problems import Faults, install_problems, problem_responses
-from serve.record import AuditRecord, Row, answer_row
-from serve.recording import RecordedRefusals, keep_answer
+from serve.prediction import Answers, Predictor
+from serve.problems import Faults, ProblemError, install_problems, problem_responses
+from serve.record import AuditRecord
+from serve.recording import RecordedAnswers, RecordedRefusals
 from serve.schemas import (
     CamForm,
     EnsembleAnswer,
@@ -31,7 +31,9 @@ from serve.schemas import (
     StudyAnswer,
     StudyType,
 )
+from serve.shadow import ShadowAnswer
 from serve.uploads import read_upload
+from serve.worklist import WORKLIST_PATH, worklist_router
 
 NOTICE = "Research use only. Not a medical device: not for diagnosis, triage or treatment."
 PREDICT_PATH = "/v1/studies/predict"
@@ -55,6 +57,7 @@ def build_api(
     predictor: Predictor,
     limits: Limits | None = None,
     *,
+    metrics: Metrics | None = None,
     tokens: TokenFile | None = None,
     record: AuditRecord | None = None,
     named_in_front: bool = False,
@@ -62,14 +65,20 @@ def build_api(
     """The application.
 
     Args:
-        predictor: the loaded ensemble; one study at a time is computed, in a thread.
+        predictor: the loaded ensemble; one batch of studies at a time is computed, in a thread.
         limits: what a request may cost.
+        metrics: where it counts what it does; None for nowhere.
         tokens: those that let a caller in; None: everybody may ask.
         record: where each answer is recorded before it is given; None: nowhere.
         named_in_front: a proxy in front gives each request an X-Request-ID and returns it, as Ray's does.
+
+    Returns:
+        The application; its `state.answers` takes another ensemble in the place of the predictor.
     """
-    limits = limits or Limits()
-    MultiPartParser.spool_max_size = limits.request_bytes  # never to disk: a radiograph leaves nothing behind there
+    limits, metrics = limits or Limits(), metrics or Metrics()
+    MultiPartParser.spool_max_size = max(
+        limits.request_bytes, limits.worklist_bytes
+    )  # never to disk: a radiograph leaves nothing behind there
     app = FastAPI(
         title="Musculoskeletal abnormality detection",
         version="1",
@@ -80,11 +89,16 @@ def build_api(
         dependencies=[Depends(HTTPBearer(auto_error=False))] if tokens is not None else None,
     )
     install_problems(app)
-    _add_prediction(app, predictor, limits, record)
-    _add_description(app, predictor)
+    app.state.answers = answers = Answers(predictor, limits, metrics)
+    recorded = RecordedAnswers(answers, record)
+    _add_prediction(app, recorded, limits)
+    app.include_router(worklist_router(recorded, limits))
+    app.include_router(protocol_router(recorded, limits))
+    _add_description(app, answers)
     app.include_router(pictures_router(limits))
     _add_pages(app)
     _add_middleware(app, limits, tokens, record, named_in_front=named_in_front)
+    app.add_middleware(MeasuredAnswers, predict_path=PREDICT_PATH, metrics=metrics)  # the last is the outermost
     return app
 
 
@@ -92,10 +106,15 @@ def _add_middleware(
     app: FastAPI, limits: Limits, tokens: TokenFile | None, record: AuditRecord | None, *, named_in_front: bool
 ) -> None:
     """From the inside out: a stranger takes no study's place, and whatever answers is recorded, named and guarded."""
-    app.add_middleware(PredictionLimits, path=PREDICT_PATH, limits=limits)
-    app.add_middleware(PredictionLimits, path=PICTURE_PATH, limits=replace(limits, predictions=limits.pictures))
+    entrances = {
+        PREDICT_PATH: Entrance("predictions", "multipart/form-data", limits.request_bytes),
+        WORKLIST_PATH: Entrance("predictions", "multipart/form-data", limits.worklist_bytes),
+        INFER_PATH: Entrance("predictions", "application/json", limits.request_bytes * 4 // 3),
+        PICTURE_PATH: Entrance("pictures", "multipart/form-data", limits.request_bytes),
+    }
+    app.add_middleware(Admission, entrances=entrances, limits=limits)
     app.add_middleware(Faults)
-    app.add_middleware(TimeLimit, limits=limits)
+    app.add_middleware(TimeLimit, limits=limits, longer={WORKLIST_PATH: limits.worklist_s})
     if tokens is not None:
         app.add_middleware(RequireToken, tokens=tokens)
     if record is not None:
@@ -104,9 +123,7 @@ def _add_middleware(
     app.add_middleware(SecurityHeaders)
 
 
-def _add_prediction(app: FastAPI, predictor: Predictor, limits: Limits, record: AuditRecord | None) -> None:
-    one_at_a_time = CapacityLimiter(1)  # a forward pass uses all cores of the replica
-
+def _add_prediction(app: FastAPI, answers: RecordedAnswers, limits: Limits) -> None:
     @app.post(
         PREDICT_PATH,
         response_model=StudyAnswer,
@@ -138,24 +155,15 @@ def _add_prediction(app: FastAPI, predictor: Predictor, limits: Limits, record: 
     ) -> Response:
         """Probability that the study shows an abnormality, and where each view suggests it."""
         uploads = [await read_upload(upload, limits) for upload in views]
-
-        def answer() -> tuple[bytes, Row]:
-            study = answer_study(predictor, uploads, study_type, cam, limits)
-            row = answer_row(exchange_of(request.scope), [upload.content for upload in uploads], study)
-            return study.model_dump_json().encode(), row
-
-        content, row = await anyio.to_thread.run_sync(answer, limiter=one_at_a_time)
-        if record is not None:
-            await keep_answer(record, row)
-        return Response(content, media_type="application/json")
+        answer = await answers.answer(request, uploads, study_type, cam)
+        return Response(await anyio.to_thread.run_sync(answer.model_dump_json), media_type="application/json")
 
 
-def _add_description(app: FastAPI, predictor: Predictor) -> None:
-    description = predictor.description
-
+def _add_description(app: FastAPI, answers: Answers) -> None:
     @app.get("/v1/ensemble", tags=["ensemble"])
     async def ensemble() -> EnsembleAnswer:
         """The ensemble that answers: its members, what it was trained on, and what it must not be used for."""
+        description = answers.description
         return EnsembleAnswer(
             id=description.id,
             created=description.created,
@@ -169,6 +177,14 @@ def _add_description(app: FastAPI, predictor: Predictor) -> None:
             notice=NOTICE,
         )
 
+    @app.get("/v1/shadow", tags=["ensemble"], responses=problem_responses({404: "no candidate is in the shadow"}))
+    async def shadow() -> ShadowAnswer:
+        """How a candidate compares with the ensemble that answers, in this replica."""
+        if answers.shadow is None:
+            detail = "no candidate predicts here; `python -m serve.rollout --shadow ENSEMBLE` starts one"
+            raise ProblemError(404, "no-candidate", "no candidate", detail)
+        return answers.shadow.answer()
+
     @app.get("/healthz", tags=["operation"])
     async def healthz() -> Health:
         """The process lives."""
@@ -177,7 +193,7 @@ def _add_description(app: FastAPI, predictor: Predictor) -> None:
     @app.get("/readyz", tags=["operation"])
     async def readyz() -> Readiness:
         """All members are loaded and verified: before that, this application does not exist."""
-        return Readiness(ensemble=description.id)
+        return Readiness(ensemble=answers.description.id)
 
 
 def _add_pages(app: FastAPI) -> None:

@@ -3,32 +3,51 @@
 One deployment holds all members of the ensemble, so that a replica serves the whole ensemble or does not start.
 """
 
+import asyncio
 import ipaddress
+import logging
 import os
+from collections.abc import Callable
+from typing import Any, get_args
 
+import anyio.to_thread
 import ray.serve
+import ray.serve.metrics
 import torch
 from fastapi import FastAPI
+from pydantic import Field, TypeAdapter, ValidationError
 from ray.serve._private.constants import RAY_SERVE_ENABLE_DIRECT_INGRESS
 from ray.serve.context import _get_global_client
 
 from mura_ray import store
-from mura_ray.config import Locations
+from mura_ray.config import Locations, Settings
 from mura_ray.model.ensemble import Ensemble, newest_ensemble
+from mura_ray.model.inference import Precision
 from serve.access import TokenFile
 from serve.api import build_api
+from serve.metrics import INSTRUMENTS, Metrics, Record
+from serve.prediction import Answers
 from serve.record import AuditRecord, location
+
+_logger = logging.getLogger(__name__)
 
 _ASK = "ask for tokens: `python -m serve.tokens add NAME --file tokens.json`, and MURA_TOKENS set to that file"
 
 
-@ray.serve.deployment(max_ongoing_requests=16, max_constructor_retry_count=1)
+class Release(Settings):
+    """The deployment's `user_config`: which ensemble answers, and which candidate predicts in its shadow."""
+
+    ensemble: str | None = Field(default=None, description="URI; None: the one that the application was built with")
+    shadow: str | None = Field(default=None, description="URI of a candidate; None: there is none")
+
+
+@ray.serve.deployment(max_ongoing_requests=16, max_constructor_retry_count=1, user_config={})
 @ray.serve.ingress()
 class EnsembleServer:
     """One replica: the ensemble behind its HTTP interface.
 
-    `max_ongoing_requests` exceeds `Limits.predictions` and `Limits.pictures` together: health checks and pages do not
-    wait behind studies, and a study too many is answered with a problem.
+    `max_ongoing_requests` exceeds `Limits.predictions`: health checks and pages do not wait behind studies, and a study
+    too many is answered with a problem.
     """
 
     def __init__(self, uri: str) -> None:
@@ -48,11 +67,52 @@ class EnsembleServer:
             asks_for_tokens=self._tokens is not None,
         )
         self._record = AuditRecord(location())
-        self._ensemble = Ensemble.load(uri, "cuda" if torch.cuda.is_available() else "cpu")
+        self._default = self._answering = uri
+        self._ensemble = _load(uri)
+        self._is_serving = False
+        self._changes: set[asyncio.Task[None]] = set()
+        self._one_after_another = asyncio.Lock()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Ray calls this once the constructor has ended well."""
-        return build_api(self._ensemble, tokens=self._tokens, record=self._record, named_in_front=True)
+        metrics = Metrics(ray_record())
+        app = build_api(self._ensemble, metrics=metrics, tokens=self._tokens, record=self._record, named_in_front=True)
+        self._answers: Answers = app.state.answers
+        return app
+
+    async def reconfigure(self, config: dict[str, Any]) -> None:
+        """Ray calls this before the first request, and whenever `user_config` changes.
+
+        A new replica is not ready before it has the ensemble that the others have. One that answers goes on answering
+        while the next ensemble is loaded beside it, and if that cannot be loaded.
+        """
+        release = Release.model_validate(config)
+        if not self._is_serving:
+            await self._change(release)
+            self._is_serving = True
+            return
+        change = asyncio.create_task(self._change_while_serving(release))
+        self._changes.add(change)  # the event loop itself holds tasks weakly
+        change.add_done_callback(self._changes.discard)
+
+    async def _change_while_serving(self, release: Release) -> None:
+        try:
+            async with self._one_after_another:
+                await self._change(release)
+        except Exception as error:
+            _logger.error("the release (%s) is refused, the one before it stays: %s", release, error)
+
+    async def _change(self, release: Release) -> None:
+        uri = release.ensemble or self._default
+        candidate = None if release.shadow is None else await anyio.to_thread.run_sync(_load, release.shadow)
+        if uri != self._answering:
+            self._answers.release(await anyio.to_thread.run_sync(_load, uri))
+            self._answering = uri
+        self._answers.show_to(candidate)
+
+
+def _load(uri: str) -> Ensemble:
+    return Ensemble.load(uri, "cuda" if torch.cuda.is_available() else "cpu", precision())
 
 
 def build(_: dict[str, str]) -> ray.serve.Application:
@@ -74,6 +134,31 @@ def ensemble_uri() -> str:
         "no ensemble to serve: set MURA_ENSEMBLE to the folder of an ensemble.json, or MURA_RUNS to the folder that "
         "`python -m mura_ray.tune` writes its runs to"
     )
+
+
+def precision() -> Precision:
+    """How exactly to compute: MURA_INFERENCE, else as fast as the machine can.
+
+    Raises:
+        ValueError: it is none of `Precision`.
+    """
+    try:
+        return TypeAdapter[Precision](Precision).validate_python(os.environ.get("MURA_INFERENCE") or "auto")
+    except ValidationError as error:
+        known = ", ".join(get_args(Precision))
+        raise ValueError(f"MURA_INFERENCE is {os.environ['MURA_INFERENCE']!r}; one of {known}") from error
+
+
+def ray_record() -> Record:
+    """Hands the server's measurements to Ray, which exports them to Prometheus; to be called inside a replica."""
+    records: dict[str, Callable[[float, dict[str, str]], None]] = {}
+    for one in INSTRUMENTS:
+        if one.boundaries is None:
+            records[one.name] = ray.serve.metrics.Counter(one.name, one.description, one.tags).inc
+        else:
+            histogram = ray.serve.metrics.Histogram(one.name, one.description, list(one.boundaries), one.tags)
+            records[one.name] = histogram.observe
+    return lambda name, value, tags: records[name](value, tags)
 
 
 def refuse_open_address(host: str | None, *, direct_ingress: bool, asks_for_tokens: bool) -> None:

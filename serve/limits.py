@@ -2,9 +2,13 @@
 
 import asyncio
 import logging
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import anyio
+from starlette._utils import get_route_path  # the router's own, as in serve/access.py
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -32,6 +36,10 @@ class Limits:
     pictures: int = 4
     """Views in one replica that are turned into pictures for the viewer, those that wait included."""
     retry_after_s: int = 2
+    worklist_bytes: int = 512 * _MIB
+    worklist_studies: int = 64
+    worklist_s: float = 240
+    """As `request_s`, for all studies of a worklist."""
     request_s: float = 120
     """Upload, waiting and prediction together. The proxies' own limits must be longer, or they answer in its place."""
 
@@ -41,12 +49,14 @@ class TimeLimit:
 
     The application runs in a task of its own. When time is up, or the client gone, the task is cancelled in anyio's
     way, which waits for a thread that it awaits; asyncio's would leave the thread behind, and a study's place in
-    `PredictionLimits` would be free while its forward pass, which nothing can stop, still takes all cores.
+    `Admission` would be free while its forward pass, which nothing can stop, still takes all cores.
     """
 
-    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+    def __init__(self, app: ASGIApp, limits: Limits, longer: Mapping[str, float]) -> None:
+        """Takes `longer`: paths that have a time of their own, in seconds."""
         self._app = app
         self._limits = limits
+        self._longer = longer
         self._overdue: set[asyncio.Task[None]] = set()  # the event loop itself holds tasks weakly
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,6 +64,7 @@ class TimeLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        limit_s = self._longer.get(get_route_path(scope), self._limits.request_s)
         cancel, is_uploaded, is_started, is_over = anyio.CancelScope(), False, False, False
 
         async def watched_receive() -> Message:
@@ -74,7 +85,7 @@ class TimeLimit:
 
         task = asyncio.create_task(answer())
         try:
-            await asyncio.wait({task}, timeout=self._limits.request_s)
+            await asyncio.wait({task}, timeout=limit_s)
         finally:
             is_over = True
             if not task.done():
@@ -84,84 +95,99 @@ class TimeLimit:
         if task.done():
             task.result()
         elif not is_started:
-            await problem_response(self._too_late() if is_uploaded else self._too_slow())(scope, receive, send)
+            await problem_response(self._too_late(limit_s) if is_uploaded else _too_slow(limit_s))(scope, receive, send)
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._overdue.discard(task)
         if not task.cancelled() and (error := task.exception()):
             _logger.error("a request failed after its time", exc_info=error)
 
-    def _too_slow(self) -> ProblemError:
-        detail = f"the request had not arrived after {self._limits.request_s:g} s; send fewer views, or compressed ones"
-        return ProblemError(408, "slow-upload", "the upload takes too long", detail, headers={"Connection": "close"})
-
-    def _too_late(self) -> ProblemError:
+    def _too_late(self, limit_s: float) -> ProblemError:
         retry_after_s = str(self._limits.retry_after_s)
-        detail = f"no answer after {self._limits.request_s:g} s; send the study again in {retry_after_s} s or later"
+        detail = f"no answer after {limit_s:g} s; send the study again in {retry_after_s} s or later"
         return ProblemError(503, "timeout", "the answer takes too long", detail, headers={"Retry-After": retry_after_s})
 
 
-class PredictionLimits:
-    """ASGI middleware around one path: one media type, a bound on the body, a bound on concurrent requests.
+def _too_slow(limit_s: float) -> ProblemError:
+    detail = f"the request had not arrived after {limit_s:g} s; send fewer views, or compressed ones"
+    return ProblemError(408, "slow-upload", "the upload takes too long", detail, headers={"Connection": "close"})
+
+
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """What a path takes: which of the limits counts its requests, one media type, and so many bytes of it."""
+
+    counted_as: Literal["predictions", "pictures"]
+    media_type: str
+    request_bytes: int
+
+
+class Admission:
+    """ASGI middleware around paths that cost: one media type, a bound on the body, a bound on concurrent requests.
 
     The body is counted while it is read too: a chunked request has no Content-Length.
     """
 
-    def __init__(self, app: ASGIApp, path: str, limits: Limits) -> None:
+    def __init__(self, app: ASGIApp, entrances: Mapping[str, Entrance], limits: Limits) -> None:
         self._app = app
-        self._path = path
+        self._entrances = entrances
         self._limits = limits
-        self._num_admitted = 0
+        self._num_admitted: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request over a limit, and passes on all others."""
-        if scope["type"] != "http" or scope["method"] != "POST" or not scope["path"].endswith(self._path):
+        entrance = None
+        if scope["type"] == "http" and scope["method"] == "POST":
+            entrance = self._entrances.get(get_route_path(scope))
+        if entrance is None:
             await self._app(scope, receive, send)
             return
         try:
-            self._check(Headers(scope=scope))
+            self._check(entrance, Headers(scope=scope))
         except ProblemError as error:
             await problem_response(error)(scope, receive, send)
             return
-        self._num_admitted += 1
+        self._num_admitted[entrance.counted_as] += 1
         try:
-            await self._app(scope, self._counted(receive), send)
+            await self._app(scope, _counted(receive, entrance.request_bytes), send)
         finally:
-            self._num_admitted -= 1
+            self._num_admitted[entrance.counted_as] -= 1
 
-    def _check(self, headers: Headers) -> None:
+    def _check(self, entrance: Entrance, headers: Headers) -> None:
         media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media_type != "multipart/form-data":
-            detail = f"the body is {media_type or 'of no media type'}; send multipart/form-data with a file a part"
-            raise ProblemError(415, "media-type", "the body is not multipart/form-data", detail)
+        if media_type != entrance.media_type:
+            detail = f"the body is {media_type or 'of no media type'}; send {entrance.media_type}, as /docs says"
+            raise ProblemError(415, "media-type", f"the body is not {entrance.media_type}", detail)
         length = headers.get("content-length", "")
-        if length.isdecimal() and int(length) > self._limits.request_bytes:
-            raise self._too_large()
-        if self._num_admitted >= self._limits.predictions:
+        if length.isdecimal() and int(length) > entrance.request_bytes:
+            raise _too_large(entrance.request_bytes)
+        limit, num_admitted = getattr(self._limits, entrance.counted_as), self._num_admitted[entrance.counted_as]
+        if num_admitted >= limit:
             retry_after_s = str(self._limits.retry_after_s)
             raise ProblemError(
                 429,
                 "busy",
                 "too many requests wait",
-                f"{self._num_admitted} are in work, the limit; send it again in {retry_after_s} s",
-                limit=self._limits.predictions,
+                f"{num_admitted} are in work, the limit; send it again in {retry_after_s} s",
+                limit=limit,
                 headers={"Retry-After": retry_after_s},
             )
 
-    def _counted(self, receive: Receive) -> Receive:
-        num_bytes = 0
 
-        async def counted() -> Message:
-            nonlocal num_bytes
-            message = await receive()
-            num_bytes += len(message.get("body", b""))
-            if num_bytes > self._limits.request_bytes:
-                raise self._too_large()
-            return message
+def _counted(receive: Receive, limit: int) -> Receive:
+    num_bytes = 0
 
-        return counted
+    async def counted() -> Message:
+        nonlocal num_bytes
+        message = await receive()
+        num_bytes += len(message.get("body", b""))
+        if num_bytes > limit:
+            raise _too_large(limit)
+        return message
 
-    def _too_large(self) -> ProblemError:
-        limit = self._limits.request_bytes
-        detail = f"the request has more than {limit:,} bytes; send fewer views, or compressed ones"
-        return ProblemError(413, "request-too-large", "the request is too large", detail, limit=limit)
+    return counted
+
+
+def _too_large(limit: int) -> ProblemError:
+    detail = f"the request has more than {limit:,} bytes; send fewer views, or compressed ones"
+    return ProblemError(413, "request-too-large", "the request is too large", detail, limit=limit)

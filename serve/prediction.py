@@ -2,17 +2,22 @@
 
 import base64
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import anyio.to_thread
 import numpy as np
+from anyio import CapacityLimiter
 
 from mura_ray.domain import StudyPrediction, ViewPrediction
 from mura_ray.images import read_gray
 from mura_ray.model.ensemble import EnsembleDescription
 from mura_ray.render.overlay import encode_png, overlay
+from serve.batching import Batcher
 from serve.limits import Limits
+from serve.metrics import Metrics
 from serve.problems import ProblemError
 from serve.schemas import (
     CamForm,
@@ -23,6 +28,7 @@ from serve.schemas import (
     StudyAnswer,
     ViewAnswer,
 )
+from serve.shadow import Shadow
 
 
 class Predictor(Protocol):
@@ -33,8 +39,13 @@ class Predictor(Protocol):
         """The content of its ensemble.json."""
         ...
 
-    def predict_study(self, views: Sequence[np.ndarray], /) -> StudyPrediction:
-        """The prediction for a study's views, each uint8 [H, W]."""
+    @property
+    def max_views(self) -> int:
+        """How many views it should get at once."""
+        ...
+
+    def predict_studies(self, studies: Sequence[Sequence[np.ndarray]], /) -> Sequence[StudyPrediction]:
+        """The predictions for studies' views, each uint8 [H, W]."""
         ...
 
 
@@ -46,17 +57,73 @@ class Upload:
     content: bytes
 
 
-def answer_study(
-    predictor: Predictor, uploads: Sequence[Upload], study_type: str | None, cam: CamForm, limits: Limits
-) -> StudyAnswer:
-    """Predicts one study.
+@dataclass(frozen=True, slots=True)
+class _Release:
+    """An ensemble that answers."""
 
-    Raises:
-        ProblemError: a view cannot be read, or the views are too large together.
+    description: EnsembleDescription
+    batcher: Batcher
+
+
+class Answers:
+    """Answers studies with one ensemble; while one is computed, others are decoded and encoded.
+
+    All of it happens in threads: the event loop takes requests and health checks meanwhile.
     """
-    grays = decode_views(uploads, limits)
-    prediction = predictor.predict_study(grays)
-    description = predictor.description
+
+    def __init__(self, predictor: Predictor, limits: Limits, metrics: Metrics) -> None:
+        self._limits = limits
+        self._metrics = metrics
+        self.release(predictor)
+        self.shadow: Shadow | None = None
+        self._imaging = CapacityLimiter(max(2, len(os.sched_getaffinity(0)) // 2))
+
+    @property
+    def description(self) -> EnsembleDescription:
+        """Of the ensemble that answers what comes now."""
+        return self._release.description
+
+    def release(self, predictor: Predictor) -> None:
+        """Has an ensemble answer the studies that come from now on. Those in work stay with the one before it."""
+        batcher = Batcher(predictor.predict_studies, predictor.max_views, self._metrics)
+        self._release = _Release(predictor.description, batcher)
+
+    def show_to(self, candidate: Predictor | None) -> None:
+        """Has a candidate predict in the shadow of what answers; None: nobody."""
+        self.shadow = candidate and Shadow(candidate.description, candidate.predict_studies, self._metrics.shadow)
+
+    async def answer(self, uploads: Sequence[Upload], study_type: str | None, cam: CamForm) -> StudyAnswer:
+        """Predicts one study.
+
+        Raises:
+            ProblemError: a view cannot be read, or the views are too large together.
+        """
+        release = self._release
+
+        def decode() -> list[np.ndarray]:
+            with self._metrics.timed("decode"):
+                return decode_views(uploads, self._limits)
+
+        def encode() -> StudyAnswer:
+            with self._metrics.timed("encode"):
+                return _study_answer(release.description, uploads, grays, prediction, study_type, cam)
+
+        grays = await anyio.to_thread.run_sync(decode, limiter=self._imaging)
+        prediction = await release.batcher.predict(grays)
+        if self.shadow is not None:
+            self.shadow.see(grays, prediction, is_busy=release.batcher.is_busy)
+        self._metrics.prediction(prediction, study_type, [upload.content for upload in uploads])
+        return await anyio.to_thread.run_sync(encode, limiter=self._imaging)
+
+
+def _study_answer(
+    description: EnsembleDescription,
+    uploads: Sequence[Upload],
+    grays: Sequence[np.ndarray],
+    prediction: StudyPrediction,
+    study_type: str | None,
+    cam: CamForm,
+) -> StudyAnswer:
     return StudyAnswer(
         study_type=study_type,
         probability=prediction.probability,

@@ -120,6 +120,11 @@ def problem_responses(reasons: dict[int, str]) -> dict[int | str, dict[str, Any]
     return {status: {"description": reason, "content": content} for status, reason in reasons.items()}
 
 
+def problem_of(error: Exception) -> Problem:
+    """What an error says to the caller; a fault of the server goes to the log and says nothing of itself."""
+    return error.problem if isinstance(error, ProblemError) else _fault(error)
+
+
 def install_problems(app: FastAPI) -> None:
     """Makes every error that leaves `app` a problem."""
     app.add_exception_handler(StarletteHTTPException, _on_http_error)
@@ -162,6 +167,10 @@ async def _on_fault(_: Request, error: Exception) -> Response:
 
 
 def _fault_response(error: Exception) -> Response:
+    return ProblemResponse(_fault(error))
+
+
+def _fault(error: Exception) -> Problem:
     _logger.error("a request failed through a fault of the server", exc_info=error)
     detail = "the server failed on this request and goes on serving; its log says why"
-    return ProblemResponse(Problem(title="Internal Server Error", status=500, detail=detail))
+    return Problem(title="Internal Server Error", status=500, detail=detail)

@@ -1,16 +1,50 @@
 """What is recorded when: each answer before it is given, each study refused, and strangers by number."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from time import monotonic
 
 import anyio.to_thread
+from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mura_ray.model.ensemble import EnsembleDescription
 from serve.exchange import STRANGER, exchange_of
+from serve.prediction import Answers, Upload
 from serve.problems import ProblemError, problem_type
-from serve.record import AuditRecord, RecordError, Row, refusal_row
+from serve.record import AuditRecord, RecordError, Row, answer_row, refusal_row
+from serve.schemas import CamForm, StudyAnswer
 
 NOT_RECORDED = "not-recorded"
+
+
+class RecordedAnswers:
+    """Answers studies, and gives no answer that is not recorded."""
+
+    def __init__(self, answers: Answers, record: AuditRecord | None) -> None:
+        """Takes the record, or None for none."""
+        self._answers = answers
+        self._record = record
+
+    @property
+    def description(self) -> EnsembleDescription:
+        """Of the ensemble that answers now."""
+        return self._answers.description
+
+    async def answer(
+        self, request: Request, uploads: Sequence[Upload], study_type: str | None = None, cam: CamForm = "none"
+    ) -> StudyAnswer:
+        """Predicts one study of a request.
+
+        Raises:
+            ProblemError: a view cannot be read, the study is too large, or its answer cannot be recorded.
+        """
+        answer = await self._answers.answer(uploads, study_type, cam)
+        if self._record is not None:
+            contents = [upload.content for upload in uploads]
+            row = await anyio.to_thread.run_sync(answer_row, exchange_of(request.scope), contents, answer)
+            await keep_answer(self._record, row)
+        return answer
 
 
 async def keep_answer(record: AuditRecord, row: Row) -> None:

@@ -59,13 +59,13 @@ def make_pngs(data: Data) -> np.ndarray:
         images[number] = resize_gray(gray, data.size)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        drawn = list(pool.map(_draw, range(min(NUM_DISTINCT, data.num_images))))
+        drawn = list(pool.map(draw, range(min(NUM_DISTINCT, data.num_images))))
         for _ in pool.map(make_one, range(data.num_images)):
             pass
     return images
 
 
-def _draw(number: int) -> np.ndarray:
+def draw(number: int) -> np.ndarray:
     """A phantom radiograph, uint8 [H, W], its longer side `PNG_SIDE`."""
     study_type = STUDY_TYPES[number % len(STUDY_TYPES)]
     gray, _ = render_view(study_type, number % 2, DIFFICULTIES["medium"], (0, number), 0)

@@ -21,12 +21,11 @@ from mura_ray.domain import MemberPrediction, StudyPrediction, ViewPrediction
 from mura_ray.images import resize_gray
 from mura_ray.model.checkpoint import MODEL, network_from_bytes, read_meta
 from mura_ray.model.densenet import AbnormalityNet
+from mura_ray.model.inference import Precision, make_engine
 from mura_ray.revision import git_revision
 
 FORMAT_VERSION = 1
 DESCRIPTION = "ensemble.json"
-MAX_BATCH = 32
-"""Views in one forward pass, so that memory does not grow with a study or with an evaluation."""
 
 
 class MemberDescription(Settings):
@@ -157,6 +156,26 @@ def newest_ensemble(runs: str) -> str:
     Raises:
         ValueError: there is none.
     """
+    folders = _ensembles(runs)
+    return max(folders, key=lambda folder: folders[folder].created)
+
+
+def find_ensemble(runs: str, ensemble_id: str) -> str:
+    """URI of the folder of the ensemble under `<runs>/*/ensemble/` that has an id.
+
+    Raises:
+        ValueError: there is none.
+    """
+    folders = _ensembles(runs)
+    for folder, description in folders.items():
+        if description.id == ensemble_id:
+            return folder
+    known = ", ".join(description.id for description in folders.values())
+    raise ValueError(f"no ensemble under {runs!r} has the id {ensemble_id!r}; there are {known}")
+
+
+def _ensembles(runs: str) -> dict[str, EnsembleDescription]:
+    """The ensembles under `<runs>/*/ensemble/`, by folder; one at least."""
     names = [entry.name for entry in store.tree(runs).entries() if entry.is_folder]
     folders = [store.join(runs, name, "ensemble") for name in names]
     folders = [folder for folder in folders if store.is_file(store.join(folder, DESCRIPTION))]
@@ -165,30 +184,36 @@ def newest_ensemble(runs: str) -> str:
             f"no ensemble under {runs!r} (no */ensemble/{DESCRIPTION}): run `python -m mura_ray.tune` to its end, or "
             "name an ensemble's folder"
         )
-    return max(folders, key=lambda folder: read_description(folder).created)
+    return {folder: read_description(folder) for folder in folders}
 
 
 class Ensemble:
     """All members of an ensemble in memory, ready to answer. Safe to call from several threads."""
 
-    def __init__(self, description: EnsembleDescription, networks: Sequence[AbnormalityNet], device: str) -> None:
+    def __init__(
+        self,
+        description: EnsembleDescription,
+        networks: Sequence[AbnormalityNet],
+        device: str,
+        precision: Precision = "fp32",
+    ) -> None:
         self.description = description
-        self._device = torch.device(device)
-        self._networks = [
-            network.eval().to(self._device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-            for network in networks
-        ]
+        self._engine = make_engine(networks, description.image_size, device, precision)
+        self.max_views = self._engine.max_views
 
     @classmethod
-    def load(cls, uri: str, device: str = "cpu") -> "Ensemble":
+    def load(cls, uri: str, device: str = "cpu", precision: Precision = "fp32") -> "Ensemble":
         """Loads every member, or raises: an ensemble never answers with some of its members.
 
         Args:
             uri: of the ensemble's folder, or of its `ensemble.json`.
             device: where it computes, such as "cpu" or "cuda".
+            precision: "fp32" for the exact results, "auto" for the fastest that the device has; probabilities then
+                differ by 2e-3 at most.
 
         Raises:
-            ValueError: no such ensemble, or a member's file is missing, differs from its hash or does not load.
+            ValueError: no such ensemble, a member's file is missing, differs from its hash or does not load, or the
+                device does not have the precision.
         """
         description = read_description(uri)
         networks = []
@@ -203,7 +228,7 @@ class Ensemble:
                     f"{member.sha256}; restore it, or write the ensemble again"
                 )
             networks.append(network_from_bytes(content, file))
-        return cls(description, networks, device)
+        return cls(description, networks, device, precision)
 
     def predict_study(self, views: Sequence[np.ndarray]) -> StudyPrediction:
         """The probability that a study is abnormal, its decision, and each view's probability and map.
@@ -216,10 +241,26 @@ class Ensemble:
         Raises:
             ValueError: a study without views.
         """
-        if not views:
+        return self.predict_studies([views])[0]
+
+    def predict_studies(self, studies: Sequence[Sequence[np.ndarray]]) -> list[StudyPrediction]:
+        """What `predict_study` says of each study, from forward passes over the views of all.
+
+        Raises:
+            ValueError: a study without views.
+        """
+        if not all(studies):
             raise ValueError("a study needs at least one view")
         size = self.description.image_size
+        views = [view for study in studies for view in study]
         logits, maps = self.predict_pixels(np.stack([resize_gray(view, size) for view in views])[:, None])
+        ends = np.cumsum([len(study) for study in studies])[:-1]
+        return [
+            self._prediction(study, *parts)
+            for study, *parts in zip(studies, np.split(logits, ends, axis=1), np.split(maps, ends), strict=True)
+        ]
+
+    def _prediction(self, views: Sequence[np.ndarray], logits: np.ndarray, maps: np.ndarray) -> StudyPrediction:
         probabilities = expit(logits.astype(np.float64))
         probability = float(probabilities.mean())
         return StudyPrediction(
@@ -246,21 +287,12 @@ class Ensemble:
             Logits, float32 [M, N], members in the description's order, and maps, float32 [N, h, w]: the mean of the
             members' raw maps.
         """
-        logits, maps = [], []
-        for chunk in torch.as_tensor(pixels).split(MAX_BATCH):
-            chunk_logits, chunk_maps = self._forward(chunk)
-            logits.append(chunk_logits)
-            maps.append(chunk_maps)
-        return np.concatenate(logits, axis=1), np.concatenate(maps)
-
-    @torch.inference_mode()
-    def _forward(self, pixels: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         size = self.description.image_size
+        pixels = torch.as_tensor(pixels)
         assert pixels.dtype == torch.uint8, pixels.dtype
         assert pixels.shape[1:] == (1, size, size), pixels.shape
-        gray = pixels.to(self._device).float() / 255
-        logits, maps = zip(*(network.forward_with_maps(gray) for network in self._networks), strict=True)
-        return torch.stack(logits).cpu().numpy(), torch.stack(maps).mean(dim=0).cpu().numpy()
+        logits, maps = zip(*(self._engine(chunk) for chunk in pixels.split(self.max_views)), strict=True)
+        return np.concatenate(logits, axis=1), np.concatenate(maps)
 
 
 def _folder(uri: str) -> str:

@@ -1,6 +1,8 @@
 import base64
 import io
+import json
 import os
+import re
 import shutil
 import signal
 import struct
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
@@ -186,18 +189,18 @@ def post(url, views=STUDY, **options):
 def test_the_answer_is_what_the_ensemble_predicts(server, ensemble):
     expected = ensemble.predict_study([read_gray(content) for content in STUDY.values()])
     answer = post(server[0], params={"cam": "raw"}, data={"study_type": "wrist"}).json()
-    assert answer["probability"] == pytest.approx(expected.probability, abs=1e-6)
+    assert answer["probability"] == pytest.approx(expected.probability, abs=1e-4)  # another engine, as auto chooses it
     assert (answer["abnormal"], answer["threshold"]) == (expected.abnormal, 0.5)
     assert answer["study_type"] == "wrist"
     assert [member["trial"] for member in answer["members"]] == [f"trial-{place}" for place in range(ENSEMBLE_SIZE)]
     for found, member in zip(answer["members"], expected.members, strict=True):
-        assert found["probability"] == pytest.approx(member.probability, abs=1e-6)
+        assert found["probability"] == pytest.approx(member.probability, abs=1e-4)
     assert len({member.probability for member in expected.members}) == ENSEMBLE_SIZE
     for name, found, view in zip(STUDY, answer["views"], expected.views, strict=True):
         assert (found["name"], found["width"], found["height"]) == (name, view.width, view.height)
-        assert found["probability"] == pytest.approx(view.probability, abs=1e-6)
+        assert found["probability"] == pytest.approx(view.probability, abs=1e-4)
         cam = np.frombuffer(base64.b64decode(found["cam"]["float32_base64"]), "<f4").reshape(found["cam"]["shape"])
-        np.testing.assert_allclose(cam, view.cam, atol=1e-5)
+        np.testing.assert_allclose(cam, view.cam, atol=1e-3)
         assert found["cam"]["range"] == [cam.min(), cam.max()]
 
 
@@ -213,6 +216,24 @@ def test_it_says_what_is_served(server, ensemble):
     assert len(answer["members"]) == ENSEMBLE_SIZE
     assert "medical device" in httpx.get(server[0]).text
     assert httpx.get(f"{server[0]}/healthz").status_code == 200
+
+
+def test_prometheus_finds_every_series_that_the_dashboard_asks_for(server):
+    url, process, log = server
+    post(url)
+    post(url, {"a.png": b"no radiograph"})
+    text = (CONFIG.parent / "grafana.json").read_text()
+    asked = set(re.findall(r"ray_mura_\w+", text))
+    (discovery,) = Path(psutil.Process(process.pid).environ()["RAY_TMPDIR"]).rglob(
+        "prom_metrics_service_discovery.json"
+    )
+
+    def all_there():
+        targets = [target for entry in json.loads(discovery.read_text()) for target in entry["targets"]]
+        exported = "".join(httpx.get(f"http://{target}/metrics").text for target in targets)
+        return all(f"\n{name}{{" in exported for name in asked)
+
+    wait_until(all_there, process, log)
 
 
 def endless_view():

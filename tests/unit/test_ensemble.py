@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy as copy_of
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +140,7 @@ def test_batches_do_not_change_the_answer(ensemble: Ensemble, monkeypatch: pytes
     logits, maps = ensemble.predict_pixels(torch.from_numpy(pixels) if as_tensor else pixels)
     assert (logits.shape, maps.shape) == ((3, 6), (6, 1, 1))
     assert logits.dtype == maps.dtype == np.float32
-    monkeypatch.setattr(module, "MAX_BATCH", 4)
+    monkeypatch.setattr(ensemble, "max_views", 4)
     chunked_logits, chunked_maps = ensemble.predict_pixels(pixels)
     np.testing.assert_allclose(chunked_logits, logits, atol=1e-4)
     np.testing.assert_allclose(chunked_maps, maps, atol=1e-4)
@@ -149,7 +150,8 @@ def test_threshold_is_exceeded_not_reached(ensemble: Ensemble):
     probability = ensemble.predict_study(views()).probability
     for threshold, abnormal in ((probability, False), (np.nextafter(probability, 0), True)):
         description = ensemble.description.model_copy(update={"threshold": float(threshold)})
-        same = Ensemble(description, ensemble._networks, "cpu")
+        same = copy_of(ensemble)
+        same.description = description
         assert same.predict_study(views()).abnormal is abnormal
 
 

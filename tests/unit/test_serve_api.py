@@ -44,6 +44,10 @@ class MeanGray:
     """A view's probability is its mean gray over 255; the members say 0.1 less and 0.1 more."""
 
     description = DESCRIPTION
+    max_views = 2
+
+    def predict_studies(self, studies):
+        return [self.predict_study(views) for views in studies]
 
     def predict_study(self, views):
         means = [float(view.mean()) / 255 for view in views]

@@ -6,7 +6,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from mura_ray.model import ensemble as ensemble_module
-from serve.app import EnsembleServer, ensemble_uri, refuse_open_address
+from serve.app import EnsembleServer, ensemble_uri, precision, refuse_open_address
 from serve.limits import Limits
 
 CONFIG = Path(__file__).parents[2] / "serve" / "config.yaml"
@@ -55,6 +55,24 @@ class TestEnsembleUri:
             ensemble_uri()
 
 
+class TestPrecision:
+    @pytest.mark.parametrize("value", ["fp32", "openvino", "bf16", "auto"])
+    def test_is_what_the_variable_says(self, monkeypatch, value):
+        monkeypatch.setenv("MURA_INFERENCE", value)
+        assert precision() == value
+
+    def test_is_the_fastest_without_it(self, monkeypatch):
+        monkeypatch.delenv("MURA_INFERENCE", raising=False)
+        assert precision() == "auto"
+        monkeypatch.setenv("MURA_INFERENCE", "")
+        assert precision() == "auto"
+
+    def test_another_value_is_refused_with_those_that_are_known(self, monkeypatch):
+        monkeypatch.setenv("MURA_INFERENCE", "int8")
+        with pytest.raises(ValueError, match="MURA_INFERENCE is 'int8'; one of fp32, openvino, bf16, auto"):
+            precision()
+
+
 class TestRefuseOpenAddress:
     @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost", None])
     def test_loopback_passes(self, host):
@@ -87,6 +105,14 @@ class TestConfig:
     def test_the_application_answers_before_ray_gives_up(self):
         config = ServeDeploySchema.model_validate(yaml.safe_load(CONFIG.read_text()))
         assert config.http_options.request_timeout_s > Limits().request_s + 60  # beside a row of the record
+
+    def test_a_replica_that_goes_may_answer_what_it_has_admitted(self):
+        (application,) = yaml.safe_load(CONFIG.read_text())["applications"]
+        (deployment,) = application["deployments"]
+        assert deployment["graceful_shutdown_timeout_s"] >= 60
+        autoscaling = deployment["autoscaling_config"]
+        assert autoscaling["min_replicas"] >= 1
+        assert autoscaling["target_ongoing_requests"] < Limits().predictions
 
     def test_health_checks_find_a_place_beside_all_studies(self):
         assert EnsembleServer.max_ongoing_requests > Limits().predictions + Limits().pictures

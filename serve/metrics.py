@@ -1,0 +1,150 @@
+"""What the server measures of itself, for Prometheus; `grafana.json` shows exactly this. Knows no Ray.
+
+Nothing in it tells one study, patient or file from another.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Literal
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mura_ray.domain import StudyPrediction
+from serve.problems import MEDIA_TYPE
+
+Stage = Literal["decode", "wait", "forward", "encode", "total"]
+"""decode: files to pixels. wait: for the pass before. forward: a pass over the views of a batch. encode: maps and PNG.
+total: an answered prediction, from its first byte to the answer's last."""
+
+Record = Callable[[str, float, dict[str, str]], None]
+"""Takes an instrument's name, a value and the tags."""
+
+PREFIX = "ray_"
+"""Ray puts this before every name that it exports."""
+
+
+@dataclass(frozen=True)
+class Instrument:
+    """A histogram, or a counter if it has no boundaries."""
+
+    name: str
+    description: str
+    tags: tuple[str, ...] = ()
+    boundaries: Sequence[float] | None = None
+
+    @property
+    def exported(self) -> tuple[str, ...]:
+        """The names of its series in Prometheus."""
+        suffixes = ("_total",) if self.boundaries is None else ("_bucket", "_sum", "_count")
+        return tuple(f"{PREFIX}{self.name}{suffix}" for suffix in suffixes)
+
+
+_SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200)
+_TWENTIETHS = tuple(step / 20 for step in range(1, 21))
+
+STAGE_SECONDS = Instrument("mura_stage_seconds", "time of one stage of a prediction", ("stage",), _SECONDS)
+BATCH_VIEWS = Instrument("mura_batch_views", "views in one forward pass", (), (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64))
+PROBABILITY = Instrument("mura_probability", "study probabilities", ("study_type",), _TWENTIETHS)
+PROBLEMS = Instrument("mura_problems", "requests answered with a problem", ("kind", "status"))
+VIEWS = Instrument("mura_views", "views predicted", ("format",))
+SHADOW_DIFFERENCE = Instrument(
+    "mura_shadow_difference",
+    "how far a candidate's study probability is from the answered one",
+    ("decision",),
+    (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1),
+)
+INSTRUMENTS = (STAGE_SECONDS, BATCH_VIEWS, PROBABILITY, PROBLEMS, VIEWS, SHADOW_DIFFERENCE)
+
+
+def ignore(_name: str, _value: float, _tags: dict[str, str], /) -> None:
+    """Records nothing: for applications without Ray."""
+
+
+class Metrics:
+    """What happened, in the server's words."""
+
+    def __init__(self, record: Record = ignore) -> None:
+        self._record = record
+
+    def stage(self, stage: Stage, seconds: float) -> None:
+        """A stage of a prediction took so long."""
+        self._record(STAGE_SECONDS.name, seconds, {"stage": stage})
+
+    @contextmanager
+    def timed(self, stage: Stage) -> Iterator[None]:
+        """The block is a stage; one that fails does not count."""
+        started = perf_counter()
+        yield
+        self.stage(stage, perf_counter() - started)
+
+    def forward_pass(self, num_views: int, seconds: float) -> None:
+        """A pass over so many views took so long."""
+        self.stage("forward", seconds)
+        self._record(BATCH_VIEWS.name, num_views, {})
+
+    def prediction(self, prediction: StudyPrediction, study_type: str | None, views: Sequence[bytes]) -> None:
+        """A study was predicted from these files."""
+        self._record(PROBABILITY.name, prediction.probability, {"study_type": study_type or "unknown"})
+        for content in views:
+            self._record(VIEWS.name, 1, {"format": view_format(content)})
+
+    def shadow(self, difference: float, changed: bool) -> None:
+        """A candidate differs so much from the answer, and changed its decision or not."""
+        self._record(SHADOW_DIFFERENCE.name, abs(difference), {"decision": "changed" if changed else "same"})
+
+    def problem(self, kind: str, status: int) -> None:
+        """A request was answered with a problem."""
+        self._record(PROBLEMS.name, 1, {"kind": kind, "status": str(status)})
+
+
+def view_format(content: bytes) -> str:
+    """A file's format by its first bytes: png, jpeg, dicom or other."""
+    if content.startswith(b"\x89PNG"):
+        return "png"
+    if content.startswith(b"\xff\xd8"):
+        return "jpeg"
+    return "dicom" if content[128:132] == b"DICM" else "other"
+
+
+class MeasuredAnswers:
+    """ASGI middleware, the outermost: counts every problem by its kind, and times the answered predictions."""
+
+    def __init__(self, app: ASGIApp, predict_path: str, metrics: Metrics) -> None:
+        self._app = app
+        self._predict_path = predict_path
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Passes a request on and looks at the answer."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status, is_problem = perf_counter(), 0, False
+
+        async def measured(message: Message) -> None:
+            nonlocal status, is_problem
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                is_problem = Headers(raw=message["headers"]).get("content-type") == MEDIA_TYPE
+            elif is_problem:  # a problem's body is one message
+                self._metrics.problem(_kind(json.loads(message["body"])), status)
+                is_problem = False
+            await send(message)
+
+        try:
+            await self._app(scope, receive, measured)
+        except Exception:  # the framework answers it outside of all middleware
+            self._metrics.problem("status-500", 500)
+            raise
+        if status == 200 and scope["path"].endswith(self._predict_path):
+            self._metrics.stage("total", perf_counter() - started)
+
+
+def _kind(problem: Mapping[str, object]) -> str:
+    """The last part of a problem's type, or its status where the status says it all."""
+    kind = str(problem.get("type", "")).rpartition(":")[2]
+    return f"status-{problem['status']}" if kind in ("", "blank") else kind

@@ -1,0 +1,97 @@
+import json
+import re
+from pathlib import Path
+
+import pytest
+from test_serve_api import LEFT, Broken, Client, MeanGray, encoded, gradient, post
+
+from serve.api import build_api
+from serve.limits import Limits
+from serve.metrics import INSTRUMENTS, PREFIX, PROBABILITY, PROBLEMS, STAGE_SECONDS, VIEWS, Metrics, view_format
+
+DASHBOARD = Path(__file__).parents[2] / "serve" / "grafana.json"
+
+
+class Recorded:
+    """A client of an application whose records are kept."""
+
+    def __init__(self, predictor=None, **limits):
+        self.records = []
+        metrics = Metrics(lambda *record: self.records.append(record))
+        self.client = Client(build_api(predictor or MeanGray(), Limits(**limits), metrics))
+
+    def of(self, instrument):
+        return [(value, tags) for name, value, tags in self.records if name == instrument.name]
+
+
+def test_a_prediction_is_counted_by_stage_probability_and_format():
+    recorded = Recorded()
+    answer = post(recorded.client, ("a", LEFT), ("b", encoded(gradient(9, 9), "JPEG")), study_type="hand").json()
+    assert recorded.of(PROBABILITY) == [(answer["probability"], {"study_type": "hand"})]
+    assert recorded.of(VIEWS) == [(1, {"format": "png"}), (1, {"format": "jpeg"})]
+    stages = [tags["stage"] for _, tags in recorded.of(STAGE_SECONDS)]
+    assert sorted(stages) == ["decode", "encode", "forward", "total", "wait"]
+    assert recorded.of(PROBLEMS) == []
+
+
+@pytest.mark.parametrize(
+    ("views", "expected"),
+    [
+        ([("a.png", b"text")], ("damaged-view", "422")),
+        ([("a.png", LEFT)] * 3, ("invalid-request", "422")),
+        ([("a.png", LEFT[:200] * 20)], ("view-too-large", "413")),
+    ],
+)
+def test_problems_are_counted_by_kind(views, expected):
+    recorded = Recorded(views=2, view_bytes=len(LEFT))
+    post(recorded.client, *views)
+    assert recorded.of(PROBLEMS) == [(1, dict(zip(("kind", "status"), expected, strict=True)))]
+    assert recorded.of(PROBABILITY) == []
+    assert "total" not in [tags["stage"] for _, tags in recorded.of(STAGE_SECONDS)]
+
+
+def test_a_fault_and_an_unknown_path_are_counted_by_status():
+    recorded = Recorded(Broken())
+    post(recorded.client, ("a.png", LEFT))
+    recorded.client.get("/nothing")
+    assert [tags["kind"] for _, tags in recorded.of(PROBLEMS)] == ["status-500", "status-404"]
+
+
+def test_tags_are_those_of_the_instrument_and_name_no_file():
+    recorded = Recorded()
+    post(recorded.client, ("MILLER_ANNA.png", LEFT))
+    post(recorded.client, ("MILLER_ANNA.png", b"text"))
+    tags_of = {one.name: set(one.tags) for one in INSTRUMENTS}
+    assert {name for name, _, _ in recorded.records} == tags_of.keys()
+    assert all(tags.keys() == tags_of[name] for name, _, tags in recorded.records)
+    assert "MILLER" not in str(recorded.records)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(LEFT, "png"), (b"\xff\xd8\xff", "jpeg"), (bytes(128) + b"DICM\x02", "dicom"), (b"", "other")],
+)
+def test_formats_are_told_by_their_first_bytes(content, expected):
+    assert view_format(content) == expected
+
+
+def test_the_dashboard_asks_for_what_is_exported_and_shows_all_of_it():
+    text = DASHBOARD.read_text()
+    exported = {name for one in INSTRUMENTS for name in one.exported}
+    asked = set(re.findall(rf"{PREFIX}mura_\w+", text))
+    assert asked <= exported, asked - exported
+    assert all(any(name in asked for name in one.exported) for one in INSTRUMENTS)
+    tags = set(re.findall(r"\b(\w+)=~?\\\"", text)) | {
+        tag for group in re.findall(r"by \(([\w, ]+)\)", text) for tag in group.split(", ")
+    }
+    assert tags <= {tag for one in INSTRUMENTS for tag in one.tags} | {"le", "deployment", "application"}
+
+
+def test_the_dashboard_is_one_that_grafana_imports():
+    dashboard = json.loads(DASHBOARD.read_text())
+    assert dashboard["uid"]
+    assert dashboard["id"] is None
+    panels = dashboard["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    assert all(panel["datasource"]["uid"] == "${datasource}" for panel in panels)
+    assert all(target["expr"] and target["refId"] for panel in panels for target in panel["targets"])
