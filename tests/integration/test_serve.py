@@ -6,61 +6,26 @@ import re
 import shutil
 import signal
 import struct
-import subprocess
-import sys
-import tempfile
 import time
 import zlib
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import numpy as np
-import psutil
 import pytest
-import torch
 import yaml
 from PIL import Image
 
-from mura_ray.config import ENSEMBLE_SIZE, TrialConfig
+from mura_ray.config import ENSEMBLE_SIZE
 from mura_ray.images import read_gray
-from mura_ray.model.checkpoint import CheckpointMeta, save_checkpoint
-from mura_ray.model.densenet import AbnormalityNet
-from mura_ray.model.ensemble import Ensemble, MemberSource, write_ensemble
+from mura_ray.model.ensemble import Ensemble
 from mura_ray.ports import free_port
 from serve.audit import verify
 from serve.record import read_rows
 from serve.tokens import add_token, revoke_token
+from tests.serving import CONFIG, pids_of_session, ready, served, wait_until, write_random_ensemble
 
 pytestmark = pytest.mark.slow
-
-CONFIG = Path(__file__).parents[2] / "serve" / "config.yaml"
-IMAGE_SIZE = 64
-START_TIMEOUT_S = 400
-
-
-def write_random_ensemble(root):
-    """An ensemble of untrained networks under `root/runs`; returns its folder."""
-    members = []
-    for place in range(ENSEMBLE_SIZE):
-        torch.manual_seed(place)
-        config = TrialConfig(image_size=IMAGE_SIZE, initial_weights="random", seed=place)
-        meta = CheckpointMeta(
-            trial=f"trial-{place}",
-            epoch=place,
-            val_loss=0.5 + place / 10,
-            image_size=IMAGE_SIZE,
-            config=config,
-            data_id="0" * 16,
-            data_manifest_sha256="0" * 64,
-        )
-        checkpoint = root / "checkpoints" / meta.trial
-        save_checkpoint(checkpoint, AbnormalityNet(), meta, None)
-        members.append(MemberSource(meta.trial, meta.epoch, 0.5 + place / 10, config, str(checkpoint)))
-    folder = root / "runs" / "demo" / "ensemble"
-    write_ensemble(str(folder), members, data_id="0" * 16, data_manifest_sha256="0" * 64)
-    shutil.rmtree(root / "checkpoints")
-    return folder
 
 
 def tamper(folder, copy):
@@ -69,61 +34,6 @@ def tamper(folder, copy):
     content = bytearray((copy / "member-3.safetensors").read_bytes())
     content[-1] ^= 1
     (copy / "member-3.safetensors").write_bytes(content)
-
-
-def pids_of_session(session):
-    """Every process of a session: Ray puts its workers into process groups of their own, but leaves them in it."""
-    pids = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if int(fields[3]) == session and fields[0] != "Z":
-            pids.append(int(stat.parent.name))
-    return pids
-
-
-@contextmanager
-def served(config, folder, **environment):
-    """`serve run` with its own Ray, in a session of its own; gives process and log, and leaves no process behind."""
-    ray_folder = tempfile.mkdtemp(prefix="mura-", dir="/tmp")  # Ray's sockets need a short path
-    file, log = folder / "serve.yaml", folder / "serve.log"
-    file.write_text(yaml.safe_dump(config))
-    unset = ("RAY_ADDRESS", "MURA_ENSEMBLE", "MURA_RUNS")
-    inherited = {key: value for key, value in os.environ.items() if key not in unset}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [Path(sys.executable).with_name("serve"), "run", "--address", "local", str(file)],
-            cwd=folder,
-            env={**inherited, "RAY_TMPDIR": ray_folder, **environment},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            yield process, log
-        finally:
-            for pid in pids_of_session(process.pid):
-                os.kill(pid, signal.SIGKILL)
-            process.wait(60)
-            shutil.rmtree(ray_folder, ignore_errors=True)
-
-
-def wait_until(condition, process, log):
-    """Waits for a condition while the server lives."""
-    end = time.monotonic() + START_TIMEOUT_S
-    while not condition():
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < end, log.read_text()
-        time.sleep(0.5)
-
-
-def ready(url):
-    try:
-        return httpx.get(f"{url}/readyz").status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 @pytest.fixture(scope="module")
@@ -224,9 +134,9 @@ def test_prometheus_finds_every_series_that_the_dashboard_asks_for(server):
     post(url, {"a.png": b"no radiograph"})
     text = (CONFIG.parent / "grafana.json").read_text()
     asked = set(re.findall(r"ray_mura_\w+", text))
-    (discovery,) = Path(psutil.Process(process.pid).environ()["RAY_TMPDIR"]).rglob(
-        "prom_metrics_service_discovery.json"
-    )
+    variables = Path(f"/proc/{process.pid}/environ").read_text().split("\0")
+    (ray_folder,) = [one.removeprefix("RAY_TMPDIR=") for one in variables if one.startswith("RAY_TMPDIR=")]
+    (discovery,) = Path(ray_folder).rglob("prom_metrics_service_discovery.json")
 
     def all_there():
         targets = [target for entry in json.loads(discovery.read_text()) for target in entry["targets"]]

@@ -18,7 +18,7 @@ class Recorded:
     def __init__(self, predictor=None, **limits):
         self.records = []
         metrics = Metrics(lambda *record: self.records.append(record))
-        self.client = Client(build_api(predictor or MeanGray(), Limits(**limits), metrics))
+        self.client = Client(build_api(predictor or MeanGray(), Limits(**limits), metrics=metrics))
 
     def of(self, instrument):
         return [(value, tags) for name, value, tags in self.records if name == instrument.name]

@@ -1,0 +1,127 @@
+"""Releases on a server that answers: rolled out, rolled back, a replica killed, and no study lost or mixed up."""
+
+import io
+import os
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from mura_ray.images import read_gray
+from mura_ray.model.ensemble import Ensemble
+from mura_ray.ports import free_port
+from serve.rollout import main as rollout
+from tests.serving import CONFIG, dashboard_of, pids_of_session, ready, served, wait_until, write_random_ensemble
+
+pytestmark = pytest.mark.slow
+
+NUM_STUDIES, CLIENTS = 200, 4
+
+
+def view_file(side):
+    """A view that its size tells from the others."""
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(side).integers(0, 256, (side, side + 1), dtype=np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+FILES = [view_file(side) for side in (60, 70, 80, 90)]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("release")
+    return folder, write_random_ensemble(folder, "winter"), write_random_ensemble(folder, "spring", first_seed=10)
+
+
+@pytest.fixture(scope="module")
+def server(folders):
+    folder, winter, _ = folders
+    config = yaml.safe_load(CONFIG.read_text())
+    config["http_options"]["port"] = port = free_port()
+    (deployment,) = config["applications"][0]["deployments"]
+    deployment["ray_actor_options"]["num_cpus"] = 1
+    deployment["autoscaling_config"] |= {"min_replicas": 2, "max_replicas": 2}
+    with served(config, folder, MURA_ENSEMBLE=str(winter)) as (process, log):
+        url = f"http://127.0.0.1:{port}"
+        wait_until(lambda: ready(url), process, log)
+        yield url, process, log
+
+
+def expected_probabilities(folder):
+    ensemble = Ensemble.load(str(folder))
+    return ensemble.description.id, [ensemble.predict_study([read_gray(file)]).probability for file in FILES]
+
+
+def send(url, number):
+    """A study as the documentation asks for it: what a replica took with it is sent again."""
+    file = {"views": (f"{number}.png", FILES[number % len(FILES)])}
+    for _ in range(5):
+        response = httpx.post(f"{url}/v1/studies/predict", files=file, timeout=120)
+        if response.status_code not in (429, 500, 502, 503):
+            return response
+    return response
+
+
+def test_no_study_is_lost_or_mixed_up_while_ensembles_change_and_a_replica_dies(folders, server):
+    folder, winter, spring = folders
+    url, process, log = server
+    expected = dict(map(expected_probabilities, (winter, spring)))
+    winter_id, spring_id = expected
+    assert abs(expected[winter_id][0] - expected[spring_id][0]) > 1e-3
+    answered, responses = threading.Semaphore(0), []
+
+    def one(number):
+        response = send(url, number)
+        responses.append((number, response))
+        answered.release()
+
+    def wait_for(count):
+        for _ in range(count):
+            assert answered.acquire(timeout=120)
+
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        for number in range(NUM_STUDIES):
+            clients.submit(one, number)
+        wait_for(20)
+        assert rollout([str(spring), "--address", dashboard_of(log)]) == 0
+        os.kill(replicas(process)[0], signal.SIGKILL)
+        os.environ["MURA_RUNS"] = str(folder / "runs")
+        assert rollout([winter_id, "--address", dashboard_of(log)]) == 0
+    assert len(responses) == NUM_STUDIES
+    ids = set()
+    for number, response in responses:
+        assert response.status_code == 200, response.text
+        answer = response.json()
+        ids.add(answer["ensemble"]["id"])
+        probability = expected[answer["ensemble"]["id"]][number % len(FILES)]
+        assert answer["probability"] == pytest.approx(probability, abs=1e-4)
+        assert answer["views"][0]["name"] == f"{number}.png"
+        assert answer["views"][0]["height"] == (60, 70, 80, 90)[number % len(FILES)]
+    assert ids == {winter_id, spring_id}
+    assert httpx.get(f"{url}/v1/ensemble").json()["id"] == winter_id
+
+
+def replicas(process):
+    """Process numbers of the replicas."""
+    found = []
+    for pid in pids_of_session(process.pid):
+        if "ServeReplica:mura" in Path(f"/proc/{pid}/cmdline").read_text():
+            found.append(pid)
+    return found
+
+
+def test_an_ensemble_that_is_not_whole_is_refused_and_the_old_one_goes_on(folders, server, capsys):
+    folder, winter, spring = folders
+    url, _, log = server
+    (spring / "member-4.safetensors").write_bytes(b"")
+    before = httpx.get(f"{url}/v1/ensemble").json()["id"]
+    assert rollout([str(spring), "--address", dashboard_of(log)]) == 1
+    assert "is not the member" in capsys.readouterr().err
+    assert httpx.get(f"{url}/v1/ensemble").json()["id"] == before
