@@ -118,7 +118,7 @@ def replicas(process):
 
 
 def test_an_ensemble_that_is_not_whole_is_refused_and_the_old_one_goes_on(folders, server, capsys):
-    folder, winter, spring = folders
+    _, _, spring = folders
     url, _, log = server
     (spring / "member-4.safetensors").write_bytes(b"")
     before = httpx.get(f"{url}/v1/ensemble").json()["id"]
