@@ -17,6 +17,7 @@ from mura_ray.data.loader import SplitLoader
 from mura_ray.data.manifest import Manifest, read_boxes, read_manifest, read_table
 from mura_ray.domain import ABNORMAL, STUDY_TYPES
 from mura_ray.model.ensemble import DESCRIPTION, MAX_BATCH, Ensemble, EnsembleDescription, newest_ensemble
+from mura_ray.render.overlay import painted
 from mura_ray.render.report import OVERALL, EvaluationResult, evaluation_text, write_evaluation
 from mura_ray.stats.localisation import BoxedView, pointing_game
 from mura_ray.stats.metrics import Metrics, study_metrics
@@ -97,6 +98,7 @@ def evaluate_ensemble(ensemble: Ensemble, data: str, split: str = "test") -> Eva
         notes=_notes(manifest, split, description),
         metrics=_metrics(studies, description.threshold),
         studies=studies,
+        painted=_painted(table["label"], maps),
         localisation=None if boxes is None else pointing_game(_boxed_views(table, boxes, maps)),
     )
 
@@ -138,6 +140,13 @@ def _metrics(studies: pd.DataFrame, threshold: float) -> dict[str, Metrics]:
         name: study_metrics(rows["label"], rows["probability"], rows["patient_id"].to_numpy(), threshold)
         for name, rows in strata.items()
     }
+
+
+def _painted(labels: pd.Series, maps: np.ndarray) -> pd.DataFrame:
+    """How much the maps paint over views labelled normal (0) and abnormal (1): means over the views of a label."""
+    shares = pd.DataFrame([painted(cam) for cam in maps], columns=["share", "strength"])
+    groups = shares.assign(label=labels.to_numpy()).groupby("label")
+    return groups.agg(num_views=("share", "size"), share=("share", "mean"), strength=("strength", "mean")).reset_index()
 
 
 def _boxed_views(table: pd.DataFrame, boxes: pd.DataFrame, maps: np.ndarray) -> list[BoxedView]:

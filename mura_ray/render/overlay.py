@@ -1,7 +1,8 @@
 """A class activation map painted over its view: the picture that shows why (paper, section 5).
 
-One fixed scale for all views: colour and opacity depend on the map's value alone, never on its range. Scaling each map
-to its own range would paint a hottest spot on every normal view.
+One fixed scale in logits for all views, whatever the decision. Scaling each map to its own range would paint a hottest
+spot on every normal view. Two values say nothing of where, and are not painted: what speaks against an abnormality
+(below 0), and what the map says everywhere (its least value, where that is above 0).
 """
 
 import io
@@ -31,19 +32,40 @@ def overlay(gray: np.ndarray, cam: np.ndarray) -> np.ndarray:
         uint8 [H, W, 3], RGB.
     """
     height, width = gray.shape
-    return _PAINTED[gray, paint_level(upscale_map(cam, width, height))]
+    return _PAINTED[gray, paint_level(cam, width, height)]
 
 
-def paint_level(values: np.ndarray) -> np.ndarray:
-    """How strongly a map's values are painted: 0 up to a logit of 0, 255 from `FULL_LOGIT` on, linear between.
+def paint_level(cam: np.ndarray, width: int, height: int) -> np.ndarray:
+    """How strongly each pixel of a view is painted: 255 from `FULL_LOGIT` above the ground on, linear below.
 
     Args:
-        values: float32, any shape, in logits.
+        cam: float32 [h, w], the raw map in logits.
+        width: of the view, in pixels.
+        height: of the view, in pixels.
 
     Returns:
-        uint8, the same shape.
+        uint8 [height, width].
     """
-    return np.rint(np.clip(values * (255 / FULL_LOGIT), 0, 255)).astype(np.uint8)
+    excess = upscale_map(cam, width, height) - ground(cam)
+    return np.rint(np.clip(excess * (255 / FULL_LOGIT), 0, 255)).astype(np.uint8)
+
+
+def ground(cam: np.ndarray) -> float:
+    """The logit up to which a map is not painted: 0, or its least value where that is above 0."""
+    return max(0.0, float(cam.min()))
+
+
+def painted(cam: np.ndarray) -> tuple[float, float]:
+    """How much of its view a map paints: the share of the pixels, and their mean strength over the whole view.
+
+    Both are within 0 and 1, and the same for a view of any size; full strength is `FULL_OPACITY`.
+    """
+    level = paint_level(cam, *_GRID)
+    return float((level > 0).mean()), float(level.mean() / 255)
+
+
+_GRID = (128, 128)
+"""Pixels in which painted shares are counted."""
 
 
 def paint_colors() -> np.ndarray:

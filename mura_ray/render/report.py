@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 import pandas as pd
 
 from mura_ray import store
+from mura_ray.domain import ABNORMAL, NORMAL
 from mura_ray.stats.localisation import PointingGame
 from mura_ray.stats.metrics import DRAWS, MIN_COUNT, Estimate, Metrics
 
@@ -37,6 +38,8 @@ class EvaluationResult:
         notes: why the numbers are not those of new patients, if they are not.
         metrics: by study type, and last over all studies (`OVERALL`).
         studies: a row per study: study (its key), study_type, patient_id, label, num_views, probability, abnormal.
+        painted: a row per label: label, num_views, and the mean over the views of the overlay's share of painted
+            pixels and of its strength over all pixels.
         localisation: None where the data set has no boxes.
     """
 
@@ -46,6 +49,7 @@ class EvaluationResult:
     notes: tuple[str, ...]
     metrics: Mapping[str, Metrics]
     studies: pd.DataFrame
+    painted: pd.DataFrame
     localisation: PointingGame | None
 
 
@@ -62,6 +66,7 @@ def evaluation_text(result: EvaluationResult) -> str:
     columns = ["study type", "studies", "abnormal", "AUROC", "sensitivity", "specificity", "kappa"]
     table = pd.DataFrame(rows, columns=columns).to_string(index=False, line_width=10_000)
     game = [] if result.localisation is None else [_localisation_text(result.localisation)]
+    game = [_painted_text(result.painted), *game]
     notes = [textwrap.fill(f"NOTE: {note}", _WIDTH) for note in result.notes]
     methods = [textwrap.fill(method, _WIDTH) for method in METHODS]
     return "\n\n".join([head, *notes, table, *game, "\n".join(methods)])
@@ -78,6 +83,7 @@ def write_evaluation(result: EvaluationResult, out: str) -> None:
         "notes": result.notes,
         "methods": METHODS,
         "metrics": {name: asdict(row) for name, row in result.metrics.items()},
+        "painted": result.painted.to_dict(orient="records"),
         "localisation": result.localisation and asdict(result.localisation),
     }
     store.write_bytes(store.join(out, "metrics.json"), json.dumps(content, indent=2, allow_nan=False).encode() + b"\n")
@@ -92,6 +98,14 @@ def _metrics_frame(metrics: Mapping[str, Metrics]) -> pd.DataFrame:
             numbers |= {key: estimate.value, f"{key}_low": estimate.low, f"{key}_high": estimate.high}
         rows.append(numbers)
     return pd.DataFrame(rows)
+
+
+def _painted_text(painted: pd.DataFrame) -> str:
+    lines = ["Overlays: share of a view's pixels that are painted, and strength over all of them (1: the strongest)"]
+    for label, word in ((NORMAL, "normal"), (ABNORMAL, "abnormal")):
+        for row in painted[painted["label"] == label].to_dict(orient="records"):
+            lines.append(f"  labelled {word:<9} {row['share']:.3f}, {row['strength']:.3f}  ({row['num_views']} views)")
+    return "\n".join(lines)
 
 
 def _localisation_text(game: PointingGame) -> str:

@@ -275,6 +275,18 @@ def test_localisation_in_the_views_own_proportions(tmp_path: Path):
     assert json.loads((tmp_path / "out/metrics.json").read_text())["localisation"]["ratio"]["value"] == 1
 
 
+def test_painted_shares_are_reported_apart_for_normal_and_abnormal_views(result: EvaluationResult, tmp_path: Path):
+    counts = dict(zip(result.painted["label"], result.painted["num_views"], strict=True))
+    assert counts == {0: 7, 1: 6}
+    assert result.painted[["share", "strength"]].to_numpy().min() > 0
+    assert result.painted[["share", "strength"]].to_numpy().max() <= 1
+    assert "labelled normal    0." in evaluation_text(result)
+    write_evaluation(result, str(tmp_path))
+    written = json.loads((tmp_path / "metrics.json").read_text())["painted"]
+    assert [row["num_views"] for row in written] == [7, 6]
+    assert written[0]["share"] == result.painted["share"][0] > 0
+
+
 def test_boxes_of_which_none_is_in_an_abnormal_view(tmp_path: Path):
     write_data(tmp_path, {"test": cohort()}, boxes=True)
     game = result_on(str(tmp_path)).localisation

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mura_ray.render.overlay import FULL_LOGIT, FULL_OPACITY, encode_png, overlay, paint_level
+from mura_ray.render.overlay import FULL_LOGIT, FULL_OPACITY, encode_png, ground, overlay, paint_level, painted
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,10 @@ def some_map(seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, 3, (10, 10)).astype(np.float32)
 
 
-@pytest.mark.parametrize("cam", [np.zeros((4, 4)), np.full((4, 4), -7.0), -np.abs(some_map())])
+@pytest.mark.parametrize(
+    "cam",
+    [np.zeros((4, 4)), np.full((4, 4), -7.0), -np.abs(some_map()), np.full((10, 10), 3.3), np.full((1, 1), 1e4)],
+)
 def test_a_map_without_evidence_paints_nothing(gray: np.ndarray, cam: np.ndarray):
     painted = overlay(gray, cam.astype(np.float32))
     assert painted.dtype == np.uint8
@@ -34,35 +37,42 @@ def test_paint_is_where_the_map_is_positive_and_in_the_views_own_pixels():
     assert not changed[25:].any()
 
 
-def test_doubling_a_map_never_paints_less():
+@pytest.mark.parametrize("offset", [-2, 0, 5, 30])
+def test_doubling_a_map_never_paints_less(offset: float):
     for seed in range(5):
-        cam = some_map(seed)
-        assert (paint_level(2 * cam) >= paint_level(cam)).all()
-    assert (paint_level(2 * some_map()) > paint_level(some_map())).any()
+        cam = some_map(seed) + offset
+        assert (paint_level(2 * cam, 40, 30) >= paint_level(cam, 40, 30)).all()
+    assert (paint_level(2 * some_map(), 40, 30) > paint_level(some_map(), 40, 30)).any()
 
 
 def test_scale_is_fixed_and_saturates():
-    values = np.array([-1, 0, FULL_LOGIT / 2, FULL_LOGIT, 1000], np.float32)
-    assert paint_level(values).tolist() == [0, 0, 128, 255, 255]
+    cam = np.array([[-1, 0, FULL_LOGIT / 2, FULL_LOGIT, 1000]], np.float32)
+    assert paint_level(cam, 5, 1).tolist() == [[0, 0, 128, 255, 255]]
 
 
-def test_a_pixel_depends_on_its_value_alone(gray: np.ndarray):
-    # A strong finding elsewhere must not make the same value fainter, nor its absence stronger (no scaling by range).
-    weak = np.full((2, 1), 1.0, np.float32)
-    beside_strong = np.array([[1.0], [40.0]], np.float32)
-    assert np.array_equal(overlay(gray, weak)[:15], overlay(gray, beside_strong)[:15])
+def test_what_a_map_says_everywhere_is_not_painted():
+    cam = np.abs(some_map())
+    cam[0, 0] = 0
+    np.testing.assert_allclose(paint_level(cam + 6, 40, 30), paint_level(cam, 40, 30), atol=1)
+    assert ground(some_map()) == 0  # evidence against an abnormality somewhere leaves nothing to take away
+
+
+def test_a_finding_elsewhere_does_not_change_a_pixels_paint(gray: np.ndarray):
+    weak, beside_strong = np.array([[-1.0], [1], [1]], np.float32), np.array([[-1.0], [1], [40]], np.float32)
+    assert np.array_equal(overlay(gray, weak)[:30], overlay(gray, beside_strong)[:30])
 
 
 def test_full_paint_leaves_the_radiograph_visible():
-    ramp = np.arange(256, dtype=np.uint8)[None]
-    painted = overlay(ramp, np.full((1, 1), 100, np.float32)).astype(int)
-    assert (np.diff(painted, axis=1) >= 0).all()
-    np.testing.assert_allclose(painted[0, 255] - painted[0, 0], (1 - FULL_OPACITY) * 255, atol=1)
+    ramp = np.repeat(np.arange(256, dtype=np.uint8)[None], 2, axis=0)
+    painted_ramp = overlay(ramp, np.array([[0], [100]], np.float32))[1].astype(int)
+    assert (np.diff(painted_ramp, axis=0) >= 0).all()
+    np.testing.assert_allclose(painted_ramp[255] - painted_ramp[0], (1 - FULL_OPACITY) * 255, atol=1)
 
 
 def test_stronger_is_lighter_on_a_dark_ground():
     values = np.linspace(0, FULL_LOGIT, 30, dtype=np.float32)
-    luma = [overlay(np.zeros((1, 1), np.uint8), value.reshape(1, 1))[0, 0] @ [0.299, 0.587, 0.114] for value in values]
+    painted_black = overlay(np.zeros((1, 30), np.uint8), values[None])[0]
+    luma = painted_black @ [0.299, 0.587, 0.114]
     assert (np.diff(luma) > 0).all()
 
 
@@ -72,3 +82,13 @@ def test_png_holds_the_pixels(shape: tuple[int, ...]):
     with Image.open(io.BytesIO(encode_png(pixels))) as image:
         assert image.format == "PNG"
         assert np.array_equal(np.asarray(image), pixels)
+
+
+def test_painted_share_and_strength_of_a_view():
+    half = np.full((2, 2), -2000, np.float32)
+    assert painted(half) == (0, 0)
+    half[0] = 2000
+    share, strength = painted(half)
+    assert share == pytest.approx(0.5, abs=0.03)
+    assert strength == pytest.approx(share, abs=0.01)
+    assert painted(np.array([[0, FULL_LOGIT / 10] * 2], np.float32))[1] < 0.1
