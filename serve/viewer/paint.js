@@ -42,7 +42,8 @@ function between(numPixels, start, step, numCells) {
 }
 
 /**
- * How strongly each pixel is painted: 0 up to a logit of 0, 255 from `fullLogit` on, linear between.
+ * How strongly each pixel is painted: 255 from `fullLogit` above the ground on, linear below. The ground is what the map
+ * says everywhere: its least value, or 0 where that is below.
  * @param map of `readMap`
  * @param {{width, height, left, top, stepX, stepY}} part pixels across and down, where the first begins and how far the
  *   next is, as shares of the view's width and height
@@ -52,10 +53,11 @@ export function paintLevels({ values, rows, columns }, { width, height, left, to
   const x = between(width, left, stepX, columns), y = between(height, top, stepY, rows);
   const levels = new Uint8ClampedArray(width * height); // rounds half to even and clips, as numpy does
   const row = new Float32Array(columns);
+  const ground = Math.max(0, values.reduce((least, value) => Math.min(least, value)));
   for (let j = 0, at = 0; j < height; j++) {
     for (let c = 0; c < columns; c++) {
       const above = values[y.lower[j] * columns + c], below = values[y.upper[j] * columns + c];
-      row[c] = (above + y.share[j] * (below - above)) * (255 / fullLogit);
+      row[c] = (above + y.share[j] * (below - above) - ground) * (255 / fullLogit);
     }
     for (let i = 0; i < width; i++, at++) levels[at] = row[x.lower[i]] + x.share[i] * (row[x.upper[i]] - row[x.lower[i]]);
   }
