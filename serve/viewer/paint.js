@@ -42,8 +42,8 @@ function between(numPixels, start, step, numCells) {
 }
 
 /**
- * How strongly each pixel is painted: 255 from `fullLogit` above the ground on, linear below. The ground is a logit of 0,
- * or the map's least value where that is above 0: what a map says everywhere says nothing of where.
+ * How strongly each pixel is painted: 255 from `fullLogit` above the ground on, linear below. The ground is what the map
+ * says everywhere: its least value, or 0 where that is below.
  * @param map of `readMap`
  * @param {{width, height, left, top, stepX, stepY}} part pixels across and down, where the first begins and how far the
  *   next is, as shares of the view's width and height
@@ -52,8 +52,8 @@ function between(numPixels, start, step, numCells) {
 export function paintLevels({ values, rows, columns }, { width, height, left, top, stepX, stepY }, fullLogit) {
   const x = between(width, left, stepX, columns), y = between(height, top, stepY, rows);
   const levels = new Uint8ClampedArray(width * height); // rounds half to even and clips, as numpy does
-  const ground = Math.max(0, values.reduce((least, value) => Math.min(least, value), Infinity));
   const row = new Float32Array(columns);
+  const ground = Math.max(0, values.reduce((least, value) => Math.min(least, value)));
   for (let j = 0, at = 0; j < height; j++) {
     for (let c = 0; c < columns; c++) {
       const above = values[y.lower[j] * columns + c], below = values[y.upper[j] * columns + c];

@@ -2,7 +2,7 @@
 
     python -m tests.browser.screenshot --ensemble demo/runs/demo/ensemble --out docs/viewer.png
 
-No radiograph of anyone is in it: phantoms are drawn by mura_ray.data.phantom. --studies takes others, each a folder.
+No radiograph of anyone is in it: mura_ray.data.phantom draws them. Other studies, each a folder, by --studies.
 """
 
 import argparse

@@ -275,10 +275,11 @@ def test_a_damaged_file_is_told_at_its_study_which_can_go_on_without_it(visit, u
     assert numbers_in(row.locator(".probability"))[0][1] == pytest.approx(alone["probability"], abs=1e-6)
 
 
-def test_the_page_paints_as_the_server_does(visit, url, studies):
+@pytest.mark.parametrize("mean", [3, 30])  # some of the map against an abnormality, and all of it for one
+def test_the_page_paints_as_the_server_does(visit, studies, mean):
     file = studies / "wrist" / "view1.png"
     gray = read_gray(file.read_bytes())
-    cam = np.random.default_rng(0).normal(3, 5, (7, 5)).astype(np.float32)
+    cam = np.random.default_rng(0).normal(mean, 5, (7, 5)).astype(np.float32)
     painted = visit.page.evaluate(
         """async ([png, cam, height, width]) => {
             const { FULL_WINDOW, paint, paintLevels, readMap, windowTable } = await import("/viewer/paint.js");

@@ -498,10 +498,9 @@ class TestPictures:
 
     def test_the_viewer_is_told_how_maps_are_painted(self, client):
         scale = client.get("/viewer/overlay.json").json()
-        cam = np.array([[scale["full_logit"], 0]], np.float32)
-        strongest = overlay(np.full((1, 2), 100, np.uint8), cam)
+        painted = overlay(np.full((1, 2), 100, np.uint8), np.array([[0, scale["full_logit"]]], np.float32))
         expected = 100 + scale["full_opacity"] * (np.array(scale["colors"][255]) - 100)
-        np.testing.assert_array_equal(strongest[0, 0], np.rint(expected))
+        np.testing.assert_array_equal(painted[0, 1], np.rint(expected))
         assert len(scale["colors"]) == 256
 
 
