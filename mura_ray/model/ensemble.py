@@ -208,8 +208,8 @@ class Ensemble:
         Args:
             uri: of the ensemble's folder, or of its `ensemble.json`.
             device: where it computes, such as "cpu" or "cuda".
-            precision: "fp32" for the exact results, "auto" for the fastest that the device has; probabilities then
-                differ by 2e-3 at most.
+            precision: "fp32" for the exact results, "auto" for the fastest that serving allows: probabilities may
+                differ by 2e-3.
 
         Raises:
             ValueError: no such ensemble, a member's file is missing, differs from its hash or does not load, or the
