@@ -7,9 +7,6 @@ with an S3 server on another. Each search is one trial on both workers. One is l
 moments, a worker process that is killed, a worker's host without power or without network, the head without power, and
 the search's own process killed. Each must end with the undisturbed one's validation losses.
 
-A start after a fault is set beside a start without one in the same state: on hosts whose Ray has long been running, or,
-where a host's Ray began anew, on a host that has just booted, whose two cores are busy with Ray's own processes.
-
 All times come from what the workers note of each step and of their own start, and from the run's log of faults.
 """
 
@@ -31,9 +28,6 @@ from tests.multihost.cluster import SEARCH, Cluster, hosts_of_a_cluster, wait_un
 from tests.s3_server import get_folder, put_folder
 
 KINDS = ("worker process", "worker's power", "network", "search process", "head's power")
-RAY_ANEW = ("worker's power", "network")
-"""After these, Ray begins anew on the worker's host."""
-
 INTERVAL, EPOCHS, BATCH = 8, 6, 6
 SPACE = {
     "num_trials": 1, "ensemble_size": 1, "workers_per_trial": 2, "gpus_per_worker": 0,
@@ -120,14 +114,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if reason := hosts.missing():
         parser.error(reason)
     with tempfile.TemporaryDirectory(prefix="recovery-benchmark-") as folder:
-        faults, cold, booted, wrong = _run(Path(folder), arguments.faults, random.Random(arguments.seed))
-    _report(faults, cold, booted)
+        faults, cold, wrong = _run(Path(folder), arguments.faults, random.Random(arguments.seed))
+    _report(faults, cold)
     if arguments.json:
         content = {
             "machine": machine(["ray", "torch"]),
             "faults": [vars(fault) for fault in faults],
             "cold_start_s": cold,
-            "cold_start_on_booted_host_s": booted,
             "wrong": wrong,
         }
         write_json(arguments.json, content)
@@ -135,8 +128,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if wrong or any(fault.lost > INTERVAL for fault in faults) else 0
 
 
-def _run(folder: Path, num_faults: int, rng: random.Random) -> tuple[list[Fault], list[float], list[float], list[str]]:
-    """All faults, the seconds of cold starts, on standing and on booted hosts, and the searches that ended wrongly."""
+def _run(folder: Path, num_faults: int, rng: random.Random) -> tuple[list[Fault], list[float], list[str]]:
+    """All faults, the seconds of the cold starts, and the searches that ended wrongly."""
     phantom.write_phantom(str(folder / "source"), num_train_studies=42, num_valid_studies=7, difficulty="easy")
     kinds = [kind for _ in range(-(-num_faults // len(KINDS))) for kind in rng.sample(KINDS, len(KINDS))][:num_faults]
     faults, wrong = [], []
@@ -161,9 +154,9 @@ def _run(folder: Path, num_faults: int, rng: random.Random) -> tuple[list[Fault]
             found = _losses(cluster, search.name)
             if len(found) != len(expected) or max(abs(a - b) for a, b in zip(found, expected, strict=True)) > TOLERANCE:
                 wrong.append(f"{search.name}: {found} instead of {expected}")
+                print(f"WRONG {wrong[-1]}", flush=True)
         cold = _cold_starts(cluster)
-        booted = [_cold_start_on_booted_host(cluster, f"booted-{number}", rng) for number in range(NUM_BOOTED)]
-    return faults, cold, booted, wrong
+    return faults, cold, wrong
 
 
 def _next_fault(search: Search, kind: str, began: float, rng: random.Random) -> Fault | None:
@@ -256,26 +249,6 @@ def _cold_starts(cluster: Cluster) -> list[float]:
     return found
 
 
-def _cold_start_on_booted_host(cluster: Cluster, name: str, rng: random.Random) -> float:
-    """Seconds from the start of Ray on a host that booted to the start of the last worker of a search that waited."""
-    worker = rng.choice(cluster.workers)
-    worker.kill()
-    cluster.wait_for_nodes(len(cluster.workers))
-    search, at = Search(cluster, name), time.time()
-    search.start()
-    wait_until(lambda: _times(cluster, "begun", at) != [], 120, "the trial's process")
-    worker.start()
-    wait_until(lambda: len(_times(cluster, "started", at)) >= len(cluster.workers), 400, "the trial's workers")
-    seconds = max(_times(cluster, "started", at)) - _able(cluster, at)
-    cluster.wait_for_job(search.job)
-    return seconds
-
-
-def _times(cluster: Cluster, what: str, since: float) -> list[float]:
-    """When something was noted, since a moment."""
-    return [event["time"] for event in cluster.events() if event["event"] == what and event["time"] > since]
-
-
 def _losses(cluster: Cluster, name: str) -> list[float]:
     """The validation losses of a search's one trial, an epoch each."""
     runs = get_folder(cluster.s3_url, f"runs/{name}/training")
@@ -291,12 +264,12 @@ def _row(fault: Fault) -> str:
     )
 
 
-def _report(faults: Sequence[Fault], cold: Sequence[float], booted: Sequence[float]) -> None:
+def _report(faults: Sequence[Fault], cold: Sequence[float]) -> None:
+    cold_s = statistics.median(cold)
     rows = []
     for kind in KINDS:
         some = [fault for fault in faults if fault.kind == kind]
         if some:
-            cold_s = statistics.median(booted if kind in RAY_ANEW else cold)
             starts = [fault.started - max(fault.able, fault.noticed or 0) for fault in some if fault.started > fault.at]
             rows.append([
                 kind, str(len(some)),
@@ -316,8 +289,7 @@ def _report(faults: Sequence[Fault], cold: Sequence[float], booted: Sequence[flo
         "most steps lost",
     ]
     print(markdown_table(head, rows))
-    print(f"cold start: {_spread(cold)}; on a host that has just booted: {_spread(booted)}")
-    print(f"a fault may cost {INTERVAL} steps")
+    print(f"cold start: {_spread(cold)}; a fault may cost {INTERVAL} steps")
 
 
 def _spread(values: Sequence[float], unit: str = " s") -> str:

@@ -126,7 +126,11 @@ class Host:
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
         self._wait(lambda: bool(children.read_text().split()))
         self._first = int(children.read_text().split()[0])
-        _ip("link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", str(self._first))
+        # The same hardware address at each start, as of a real card: else others go on sending to the one before it.
+        card = "02:00:" + ipaddress.IPv4Address(self.address).packed.hex(":")
+        _ip(
+            "link", "add", self.link, "type", "veth", "peer", "name", "eth0", "address", card, "netns", str(self._first)
+        )
         _ip("link", "set", self.link, "master", self.network.bridge, "up")
         self._wait((self.home / ".up").exists)
 
