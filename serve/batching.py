@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
+import anyio
 import anyio.to_thread
 import numpy as np
 from anyio import CapacityLimiter
@@ -22,6 +23,8 @@ class _Waiting:
     views: Grays
     answer: asyncio.Future[StudyPrediction]
     since: float
+    is_over: asyncio.Event
+    """Its pass has ended."""
 
 
 class Batcher:
@@ -48,12 +51,21 @@ class Batcher:
         return bool(self._waiting)
 
     async def predict(self, views: Grays) -> StudyPrediction:
-        """A study's prediction, or what computing it alone raises: a study fails no other."""
-        study = _Waiting(views, asyncio.get_running_loop().create_future(), perf_counter())
+        """A study's prediction, or what computing it alone raises: a study fails no other.
+
+        A caller that leaves is let go when the pass that has its study ends, for nothing can stop that.
+        """
+        study = _Waiting(views, asyncio.get_running_loop().create_future(), perf_counter(), asyncio.Event())
         self._waiting.append(study)
         if self._passes is None or self._passes.done():
             self._passes = asyncio.create_task(self._run())
-        return await study.answer
+        try:
+            return await study.answer
+        except asyncio.CancelledError:
+            if study not in self._waiting:
+                with anyio.CancelScope(shield=True):
+                    await study.is_over.wait()
+            raise
 
     async def _run(self) -> None:
         one_at_a_time = CapacityLimiter(1)  # a pass uses all cores of the replica, or its GPU
@@ -62,6 +74,8 @@ class Batcher:
             for study in batch:
                 self._metrics.stage("wait", now - study.since)
             await self._answer(batch, one_at_a_time)
+            for study in batch:
+                study.is_over.set()
 
     def _next_batch(self) -> list[_Waiting]:
         """The first studies whose callers still wait."""

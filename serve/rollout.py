@@ -82,9 +82,7 @@ def config_with_release(details: dict[str, Any], release: dict[str, str | None])
     config = applications.get(APPLICATION)
     if config is None:
         known = ", ".join(name for name, deployed in applications.items() if deployed) or "none"
-        raise ValueError(
-            f"the server has no application {APPLICATION!r} from a file (it has: {known}): deploy it first"
-        )
+        raise ValueError(f"the server has no application {APPLICATION!r} (it has: {known}): deploy serve/config.yaml")
     deployments = [one for one in config.get("deployments", []) if one["name"] != DEPLOYMENT]
     changed = next((one for one in config.get("deployments", []) if one["name"] == DEPLOYMENT), {"name": DEPLOYMENT})
     applications[APPLICATION] = config | {"deployments": [*deployments, changed | {"user_config": release}]}

@@ -9,7 +9,7 @@ from serve.limits import Limits
 from serve.record import AuditRecord, read_rows
 from serve.worklist import WORKLIST_PATH
 
-DARK, LIGHT = (encoded(np.full((20, 30), value, np.uint8)) for value in (10, 200))
+DARK, LIGHT = (encoded(np.full((20, 30), value, np.uint8)) for value in (40, 200))
 STUDIES = [("a/front.png", DARK), ("a/side.png", LEFT), ("b/front.png", LIGHT), ("ward/c/front.png", DARK)]
 
 
