@@ -69,12 +69,15 @@ class TestWithoutAToken:
     def test_addresses_that_no_client_would_send_are_not_open_either(self, file, token, path):
         statuses = []
 
+        async def receive():
+            raise AssertionError("read")
+
         async def send(message):
             statuses.append(message.get("status"))
 
         api = build_api(MeanGray(), tokens=TokenFile(file))
         scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": []}
-        asyncio.run(api(scope, None, send))
+        asyncio.run(api(scope, receive, send))
         assert statuses[0] == 401
 
     def test_a_study_takes_no_place_and_is_not_looked_at(self, file, token):
