@@ -92,7 +92,7 @@ class TokenFile:
             ValueError: it cannot be read, others can change it, or it holds no token.
         """
         self._path = Path(path).expanduser().absolute()
-        self._content = b""
+        self._content: bytes | None = None
         self._tokens = TokenList(tokens=())
         self._fault: str | None = None
         if not self.read().tokens:
