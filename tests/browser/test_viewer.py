@@ -366,6 +366,7 @@ def test_files_become_studies_by_folder_and_dicom_files_by_their_study(visit):
         ("disc/series1", "1.2.3.1", dicom(b"1.2.3")), ("disc/series2", "1.2.3.1", dicom(b"1.2.3")),
         ("disc/series2", "IM3", implicit), ("", "loose.dcm", implicit), ("", "cut.dcm", dicom(b"1.2.5")[:200]),
         ("disc", "DICOMDIR", dicom(b"1.2.3")), ("a/study1", "._view2.png", png), ("a/study1", "notes.txt", b"fell"),
+        ("", "packed", b"PK\x03\x04..."),
     ]  # fmt: skip
     studies, ignored = grouped(visit.page, files)
     assert studies == {
@@ -375,7 +376,7 @@ def test_files_become_studies_by_folder_and_dicom_files_by_their_study(visit):
         "disc/series1": ["1.2.3.1", "1.2.3.1 (2)"],
         "disc/series2": ["IM3", "loose.dcm"],
     }
-    assert ignored == ["DICOMDIR", "notes.txt"]
+    assert ignored == ["DICOMDIR", "notes.txt", "packed"]
     assert "MILLER" not in visit.page.content()
 
 
