@@ -75,7 +75,8 @@ function toldApart(named, rename) {
 /** By its name, else by its first bytes. A damaged radiograph is one: the server says what is wrong with it. */
 async function mayBeRadiograph(file) {
   if (file.name === "DICOMDIR") return false;
-  if (/\.(png|jpe?g|dcm|dicom)$|^[^.]+$/i.test(file.name)) return true;
   const head = String.fromCharCode(...new Uint8Array(await file.slice(0, 132).arrayBuffer()));
+  if (head.startsWith("PK\x03\x04")) return false; // a zip holds views that this page could not tell apart
+  if (/\.(png|jpe?g|dcm|dicom)$|^[^.]+$/i.test(file.name)) return true;
   return head.startsWith("\x89PNG") || head.startsWith("\xff\xd8\xff") || head.endsWith("DICM");
 }

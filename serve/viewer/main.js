@@ -77,6 +77,7 @@ try {
   listenForKeys(reading, worklist);
   listenForDrops();
   for (const id of ["files", "folder"]) {
+    byId(`choose-${id}`).addEventListener("click", () => byId(id).click());
     byId(id).addEventListener("change", ({ target }) => {
       add(filesOfInput(target));
       target.value = ""; // the same files may be chosen again

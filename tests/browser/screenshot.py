@@ -1,6 +1,6 @@
 """Takes the picture of the viewer in docs/: phantom radiographs, answered by the ensemble that `make demo` leaves.
 
-    python -m tests.browser.screenshot --ensemble demo/runs/demo/ensemble --out docs/viewer.png
+    python -m tests.browser.screenshot --ensemble demo/runs/demo/ensemble --open elbow --out docs/viewer.jpg
 
 No radiograph of anyone is in it: mura_ray.data.phantom draws them. Other studies, each a folder, by --studies.
 """
@@ -36,6 +36,7 @@ def main() -> int:
     parser.add_argument("--ensemble", required=True, help="folder of an ensemble.json")
     parser.add_argument("--out", type=Path, required=True, help="PNG or JPEG file to write")
     parser.add_argument("--studies", type=Path, nargs="*", help="folders to drop (default: phantom studies)")
+    parser.add_argument("--open", help="study to open (default: the first of the worklist)")
     parser.add_argument("--size", default="1280x800", help="of the screen in pixels (default %(default)s)")
     options = parser.parse_args()
     executable = find_chromium()
@@ -51,11 +52,12 @@ def main() -> int:
         page.locator("body[data-ready]").wait_for(state="attached")
         drop(page, studies)
         wait_for_answers(page, len(studies))
-        page.locator(".study .open").first.click()
+        page.locator(".study .open", has_text=options.open).first.click()
         wait_for_pictures(page)
         page.mouse.move(0, 0)
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=options.out)
+        jpeg = {"quality": 88} if options.out.suffix in (".jpg", ".jpeg") else {}
+        page.screenshot(path=options.out, **jpeg)
     num_bytes = options.out.stat().st_size
     print(f"wrote {options.out}, {num_bytes:,} bytes")
     return 0

@@ -13,7 +13,7 @@ from playwright.sync_api import Error, expect
 
 from mura_ray.images import read_gray
 from mura_ray.model.ensemble import Ensemble, write_ensemble
-from mura_ray.render.overlay import overlay
+from mura_ray.render.overlay import encode_png, overlay
 from serve.api import build_api
 from serve.problems import ProblemError, problem_response
 from tests.browser.chromium import (
@@ -74,11 +74,11 @@ def studies(tmp_path_factory):
 class Visit:
     """One visit of the page. Notes what a page must not do: errors in its console, requests to anywhere else."""
 
-    def __init__(self, browser, url, **options):
+    def __init__(self, browser, url, expected_statuses=(), **options):
         self.context = browser.new_context(viewport={"width": 1280, "height": 800}, **options)
         self.context.set_default_timeout(TIMEOUT_MS)
         self.page = self.context.new_page()
-        self.requests, self.errors, self.expected_statuses = [], [], set()
+        self.requests, self.errors, self.expected_statuses = [], [], set(expected_statuses)
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("console", self._hear)
@@ -224,7 +224,11 @@ def test_zoom_and_pan_by_wheel_drag_keys_and_fingers(visit, studies):
     visit.drop(studies / "shoulder")
     wait_for_pictures(visit.page)
     canvas, corner = visit.page.locator(".view canvas"), visit.page.locator(".corner")
-    zoom = lambda: float(corner.text_content().split(" %")[0])  # noqa: E731
+
+    def zoom():
+        settle(visit.page)
+        return float(corner.text_content().split(" %")[0])
+
     first, fitted = visit.pixels(), zoom()
     box = canvas.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
@@ -249,7 +253,6 @@ def test_zoom_and_pan_by_wheel_drag_keys_and_fingers(visit, studies):
     for kind, apart in (("touchStart", 50), ("touchMove", 75), ("touchMove", 100), ("touchEnd", None)):
         points = [] if apart is None else [{"x": x - apart, "y": y, "id": 0}, {"x": x + apart, "y": y, "id": 1}]
         session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
-    settle(visit.page)
     assert zoom() == pytest.approx(2 * fitted, rel=0.03)
 
 
@@ -277,8 +280,7 @@ def test_a_damaged_file_is_told_at_its_study_which_can_go_on_without_it(visit, u
 
 @pytest.mark.parametrize("mean", [3, 30])  # some of the map against an abnormality, and all of it for one
 def test_the_page_paints_as_the_server_does(visit, studies, mean):
-    file = studies / "wrist" / "view1.png"
-    gray = read_gray(file.read_bytes())
+    gray = read_gray((studies / "wrist" / "view1.png").read_bytes())[100:230, 90:190]
     cam = np.random.default_rng(0).normal(mean, 5, (7, 5)).astype(np.float32)
     painted = visit.page.evaluate(
         """async ([png, cam, height, width]) => {
@@ -295,7 +297,7 @@ def test_the_page_paints_as_the_server_does(visit, studies, mean):
             return [...painted];
         }""",
         [
-            base64.b64encode(file.read_bytes()).decode(),
+            base64.b64encode(encode_png(gray)).decode(),
             {"shape": cam.shape, "float32_base64": base64.b64encode(cam.tobytes()).decode()},
             *gray.shape,
         ],
@@ -304,7 +306,7 @@ def test_the_page_paints_as_the_server_does(visit, studies, mean):
     expected = overlay(gray, cam)
     difference = np.abs(rgba[..., :3].astype(int) - expected)
     assert (expected != gray[..., None]).mean() > 0.3
-    assert difference.max() <= 1
+    assert difference.max() <= 2  # a paint level apart: the order of adding in 32 bits
     assert (difference == 0).mean() > 0.99
     assert (rgba[..., 3] == 255).all()
 
@@ -366,6 +368,7 @@ def test_files_become_studies_by_folder_and_dicom_files_by_their_study(visit):
         ("disc/series1", "1.2.3.1", dicom(b"1.2.3")), ("disc/series2", "1.2.3.1", dicom(b"1.2.3")),
         ("disc/series2", "IM3", implicit), ("", "loose.dcm", implicit), ("", "cut.dcm", dicom(b"1.2.5")[:200]),
         ("disc", "DICOMDIR", dicom(b"1.2.3")), ("a/study1", "._view2.png", png), ("a/study1", "notes.txt", b"fell"),
+        ("", "packed", b"PK\x03\x04..."),
     ]  # fmt: skip
     studies, ignored = grouped(visit.page, files)
     assert studies == {
@@ -375,7 +378,7 @@ def test_files_become_studies_by_folder_and_dicom_files_by_their_study(visit):
         "disc/series1": ["1.2.3.1", "1.2.3.1 (2)"],
         "disc/series2": ["IM3", "loose.dcm"],
     }
-    assert ignored == ["DICOMDIR", "notes.txt"]
+    assert ignored == ["DICOMDIR", "notes.txt", "packed"]
     assert "MILLER" not in visit.page.content()
 
 
@@ -405,7 +408,8 @@ def test_everything_can_be_done_by_keyboard(visit, studies):
                 return
         raise AssertionError(f"Tab does not lead to {wanted}")
 
-    tab_to("files")
+    page.on("filechooser", lambda _: None)  # choosers are caught from now on: one that a key opens at once else is not
+    tab_to("choose-files")
     with page.expect_file_chooser() as chooser:
         keys.press("Enter")
     chooser.value.set_files(sorted((studies / "wrist").iterdir()))
@@ -473,8 +477,7 @@ class Guarded:
 def test_a_token_is_asked_for_kept_for_the_tab_and_asked_for_again_once_revoked(browser, api, studies):
     guarded = Guarded(api)
     with serving(guarded) as url:
-        visit = Visit(browser, url)
-        visit.expected_statuses = {401}
+        visit = Visit(browser, url, expected_statuses={401})
         page, dialog = visit.page, visit.page.locator("#token")
         expect(dialog).to_be_visible()
         assert page.locator("#token-value").get_attribute("type") == "password"
@@ -575,7 +578,7 @@ def test_nothing_on_the_page_is_pure_white_or_moves_for_who_wants_no_motion(brow
     wait_for_pictures(visit.page)
     colors, animations = visit.page.evaluate(
         """() => {
-            const all = [...document.querySelectorAll("*")].map((element) => getComputedStyle(element));
+            const all = [...document.querySelectorAll("body, body *")].map((element) => getComputedStyle(element));
             return [[...new Set(all.flatMap((style) => [style.color, style.backgroundColor]))],
                     [...new Set(all.map((style) => style.animationName))]];
         }"""
