@@ -18,7 +18,7 @@ from serve.api import PREDICT_PATH, build_api
 from serve.limits import Limits
 from serve.tokens import add_token, revoke_token
 
-OPEN = ["/", "/docs", "/viewer/index.js", "/openapi.json", "/healthz", "/readyz"]
+OPEN = ["/", "/docs", "/viewer/main.js", "/openapi.json", "/healthz", "/readyz"]
 GUARDED = ["/v1/ensemble", PREDICT_PATH, "/v1/studies", "/metrics", "/healthz/", "/viewer", "/v1/healthz"]
 
 
