@@ -12,8 +12,10 @@ from starlette.datastructures import MutableHeaders
 from starlette.formparsers import MultiPartParser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.decoding import Upload, is_zip
+from serve.dicom_answer import answer_dicom
 from serve.limits import Limits, PredictionLimits
-from serve.prediction import Predictor, Upload, answer_study
+from serve.prediction import Predictor, answer_study
 from serve.problems import MEDIA_TYPE, Problem, ProblemError, install_problems
 from serve.schemas import (
     CamForm,
@@ -27,6 +29,7 @@ from serve.schemas import (
 
 NOTICE = "Research use only. Not a medical device: not for diagnosis, triage or treatment."
 PREDICT_PATH = "/v1/studies/predict"
+PREDICT_DICOM_PATH = "/v1/studies/predict.dcm"
 _VIEWER = Path(__file__).parent / "viewer"
 
 _HEADERS = {
@@ -60,7 +63,7 @@ def build_api(predictor: Predictor, limits: Limits | None = None) -> FastAPI:
     _add_prediction(app, predictor, limits)
     _add_description(app, predictor)
     _add_pages(app)
-    app.add_middleware(PredictionLimits, path=PREDICT_PATH, limits=limits)
+    app.add_middleware(PredictionLimits, paths=(PREDICT_PATH, PREDICT_DICOM_PATH), limits=limits)
     app.add_middleware(SecurityHeaders)
     return app
 
@@ -73,28 +76,24 @@ def _problems(reasons: dict[int, str]) -> dict[int | str, dict[str, Any]]:
 
 def _add_prediction(app: FastAPI, predictor: Predictor, limits: Limits) -> None:
     one_at_a_time = CapacityLimiter(1)  # a forward pass uses all cores of the replica
-
-    @app.post(
-        PREDICT_PATH,
-        response_model=StudyAnswer,
-        tags=["prediction"],
-        responses=_problems(
-            {
-                400: "the multipart body is malformed",
-                413: "the request, a view or the study is larger than the server takes",
-                415: "the body is not multipart/form-data",
-                422: "a view cannot be read, or a field is missing or unknown",
-                429: "too many studies wait; Retry-After says when to send it again",
-                500: "a fault of the server",
-            }
-        ),
+    views_of_study = File(
+        description="the study's radiographs, DICOM, PNG or JPEG, one part each, or zips of them",
+        max_length=limits.views,
     )
+    type_of_study = Form(description="what the study shows; without it, what its DICOM views say")
+    reasons = {
+        400: "the multipart body is malformed",
+        413: "the request, a view or the study is larger than the server takes",
+        415: "the body is not multipart/form-data",
+        422: "a view cannot be read, the views are of several studies, or a field is missing or unknown",
+        429: "too many studies wait; Retry-After says when to send it again",
+        500: "a fault of the server",
+    }
+
+    @app.post(PREDICT_PATH, response_model=StudyAnswer, tags=["prediction"], responses=_problems(reasons))
     async def predict(
-        views: Annotated[
-            list[UploadFile],
-            File(description="the study's radiographs, PNG or JPEG, one part each", max_length=limits.views),
-        ],
-        study_type: Annotated[StudyType | None, Form(description="what the study shows")] = None,
+        views: Annotated[list[UploadFile], views_of_study],
+        study_type: Annotated[StudyType | None, type_of_study] = None,
         cam: Annotated[
             CamForm, Query(description="class activation map of each view: none, its numbers, or laid over the view")
         ] = "none",
@@ -108,13 +107,34 @@ def _add_prediction(app: FastAPI, predictor: Predictor, limits: Limits) -> None:
         content = await anyio.to_thread.run_sync(answer, limiter=one_at_a_time)
         return Response(content, media_type="application/json")
 
+    @app.post(
+        PREDICT_DICOM_PATH,
+        response_class=Response,
+        tags=["prediction"],
+        responses={200: {"description": "the objects, in a zip", "content": {"application/zip": {}}}}
+        | _problems(reasons | {422: f"{reasons[422]}, or a view is not DICOM"}),
+    )
+    async def predict_dicom(
+        views: Annotated[list[UploadFile], views_of_study],
+        study_type: Annotated[StudyType | None, type_of_study] = None,
+    ) -> Response:
+        """The same of a DICOM study as objects for its archive: a Secondary Capture of each overlay, and a report."""
+        uploads = [await _read(upload, limits) for upload in views]
+
+        def answer() -> bytes:
+            return answer_dicom(predictor, uploads, study_type, limits, NOTICE)
+
+        content = await anyio.to_thread.run_sync(answer, limiter=one_at_a_time)
+        return Response(content, media_type="application/zip")
+
 
 async def _read(upload: UploadFile, limits: Limits) -> Upload:
-    name = upload.filename or "unnamed"
-    if (upload.size or 0) > limits.view_bytes:
-        detail = f"{name} has {upload.size:,} bytes, the limit is {limits.view_bytes:,}; send it compressed"
+    """The content of a part, which a zip may have more of than a view."""
+    name, content = upload.filename or "unnamed", await upload.read()
+    if len(content) > limits.view_bytes and not is_zip(content):
+        detail = f"{name} has {len(content):,} bytes, the limit is {limits.view_bytes:,}; send it compressed"
         raise ProblemError(413, "view-too-large", "a view is too large", detail, view=name, limit=limits.view_bytes)
-    return Upload(name, await upload.read())
+    return Upload(name, content)
 
 
 def _add_description(app: FastAPI, predictor: Predictor) -> None:

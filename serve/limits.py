@@ -22,26 +22,28 @@ class Limits:
     """MURA's studies have up to 11."""
     study_pixels: int = 4 * MAX_PIXELS
     """Sum over the views: a file of a hundred kilobytes can decode to `MAX_PIXELS`."""
+    study_bytes: int = 256 * _MIB
+    """Sum over the views, those of a zip unpacked."""
     predictions: int = 8
     """Studies in one replica, the one that is computed and those that wait for it: further ones are sent away."""
     retry_after_s: int = 2
 
 
 class PredictionLimits:
-    """ASGI middleware around one path: one media type, a bound on the body, a bound on concurrent requests.
+    """ASGI middleware around what predicts: one media type, a bound on the body, a bound on concurrent requests.
 
     The body is counted while it is read too: a chunked request has no Content-Length.
     """
 
-    def __init__(self, app: ASGIApp, path: str, limits: Limits) -> None:
+    def __init__(self, app: ASGIApp, paths: tuple[str, ...], limits: Limits) -> None:
         self._app = app
-        self._path = path
+        self._paths = paths
         self._limits = limits
         self._num_admitted = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers a request over a limit, and passes on all others."""
-        if scope["type"] != "http" or scope["method"] != "POST" or not scope["path"].endswith(self._path):
+        if scope["type"] != "http" or scope["method"] != "POST" or not scope["path"].endswith(self._paths):
             await self._app(scope, receive, send)
             return
         try:

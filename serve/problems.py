@@ -93,7 +93,9 @@ def _describe(fault: dict[str, Any]) -> str:
     where, *path = fault["loc"]
     name = ".".join(str(part) for part in path)
     if path[:1] == ["views"] and fault["type"] != "too_long":
-        return "views: send each PNG or JPEG file of the study as one multipart part named views, with a file name"
+        return (
+            "views: send each DICOM, PNG or JPEG file of the study as one multipart part named views, with a file name"
+        )
     return f"{name or where}: {fault['msg'].removeprefix('Value error, ')}"
 
 

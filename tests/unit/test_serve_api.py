@@ -17,7 +17,7 @@ from PIL import Image
 from mura_ray.config import TrialConfig
 from mura_ray.domain import STUDY_TYPES, MemberPrediction, StudyPrediction, ViewPrediction
 from mura_ray.model.ensemble import EnsembleDescription, MemberDescription
-from serve.api import PREDICT_PATH, build_api
+from serve.api import PREDICT_DICOM_PATH, PREDICT_PATH, build_api
 from serve.limits import Limits
 
 VIEWER = Path(__file__).parents[2] / "serve" / "viewer"
@@ -370,7 +370,7 @@ class TestDescription:
 
     def test_openapi_describes_the_request_and_every_problem(self, client):
         spec = client.get("/openapi.json").json()
-        assert set(spec["paths"]) == {PREDICT_PATH, "/v1/ensemble", "/healthz", "/readyz"}
+        assert set(spec["paths"]) == {PREDICT_PATH, PREDICT_DICOM_PATH, "/v1/ensemble", "/healthz", "/readyz"}
         operation = spec["paths"][PREDICT_PATH]["post"]
         body = operation["requestBody"]["content"]
         fields = spec["components"]["schemas"][body["multipart/form-data"]["schema"]["$ref"].split("/")[-1]]
