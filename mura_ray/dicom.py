@@ -63,7 +63,7 @@ _SYNTAXES_IN_WORDS = "uncompressed, deflated, RLE, JPEG baseline, extended or lo
 _MAX_INFLATED_BYTES = 2 * MAX_PIXELS + 16 * 2**20
 """Of a deflated file: the largest image, and a header."""
 
-_MAX_READS = 50_000
+_MAX_READS = 20_000
 """Of pieces of a header, one to three an element: a radiograph has some hundred elements, a hostile file millions."""
 
 _MAX_SHORT_BYTES = 4096
@@ -326,7 +326,7 @@ def _read_header(content: bytes, tags: Iterable[int]) -> _Header:
     """Reads these elements, up to the pixels."""
     _silence_pydicom()
     file = _Reader(content, first=132 if content[128:132] == b"DICM" else 0)
-    meta = {e.tag: e for e in data_element_generator(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)}
+    meta = {int(e.tag): e for e in data_element_generator(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)}
     start = file.tell()
     # The form decides: some writers say implicit and write explicit, and without group 0002 nothing is said.
     explicit = re.fullmatch(rb"[A-Z]{2}", content[start + 4 : start + 6]) is not None
@@ -407,6 +407,7 @@ def _check_image(header: _Header) -> FrameSize:
 def _samples(header: _Header, size: FrameSize) -> np.ndarray:
     """The pixels as the file has them, uint8 or uint16 [H, W]."""
     element, value = header.elements[_TAGS["PixelData"]], header.raw("PixelData")
+    assert isinstance(element, RawDataElement)
     if (element.length == _UNDEFINED) != (header.syntax in SYNTAXES):
         _refuse("PixelData", f"is not of the form that {_name('TransferSyntaxUID')} says", _AGAIN)
     if header.syntax in SYNTAXES:

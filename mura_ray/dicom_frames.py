@@ -174,7 +174,8 @@ def _decode_rle(frame: bytes, size: FrameSize) -> np.ndarray:
         if len(unpacked) < plane.size:
             raise ValueError(f"segment {place + 1} of the frame has {len(unpacked)} of {plane.size} samples")
         plane[:] = np.frombuffer(unpacked, np.uint8, plane.size)
-    return samples.T.copy().view(f">u{size.sample_bytes}").reshape(size.rows, size.columns)
+    joined = samples.T.copy().view(f">u{size.sample_bytes}").reshape(size.rows, size.columns)
+    return joined.astype(f"u{size.sample_bytes}")
 
 
 def _check_size(size: FrameSize, rows: int, columns: int, components: int) -> None:

@@ -10,9 +10,10 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import highdicom as hd
 import numpy as np
 from highdicom import sr
+from highdicom.coding_schemes import CodingSchemeIdentificationItem
+from highdicom.sc import SCImage
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
@@ -68,7 +69,7 @@ def dicom_objects(study: PredictedStudy, views: Sequence[PredictedView]) -> dict
             for number, (view, source) in enumerate(zip(views, sources, strict=True), start=1)
         }
         return files | {"report.dcm": _file(_report(study, views, sources))}
-    except (ValueError, TypeError, AttributeError) as error:  # highdicom's, which quote values
+    except (ValueError, TypeError) as error:  # highdicom's, which quote values
         what = f"an element of the patient or the study is not as DICOM has it ({type(error).__name__})"
         raise ValueError(f"{what}: export the files again") from None
 
@@ -81,10 +82,8 @@ def _source(content: bytes) -> Dataset:
     return found
 
 
-def _capture(
-    study: PredictedStudy, view: PredictedView, source: Dataset, series_uid: str, number: int
-) -> hd.sc.SCImage:
-    capture = hd.sc.SCImage(
+def _capture(study: PredictedStudy, view: PredictedView, source: Dataset, series_uid: str, number: int) -> SCImage:
+    capture = SCImage(
         pixel_array=view.overlay,
         photometric_interpretation="RGB",
         bits_allocated=8,
@@ -145,7 +144,7 @@ def _report(study: PredictedStudy, views: Sequence[PredictedView], sources: Sequ
     content = sr.MeasurementReport(
         observation_context=sr.ObservationContext(
             observer_device_context=sr.ObserverContext(
-                observer_type=Code("121007", "DCM", "Device"), observer_identifying_attributes=device
+                observer_type=sr.CodedConcept("121007", "DCM", "Device"), observer_identifying_attributes=device
             )
         ),
         procedure_reported=_RADIOGRAPHY,
@@ -164,7 +163,7 @@ def _report(study: PredictedStudy, views: Sequence[PredictedView], sources: Sequ
         manufacturer_model_name=_NAME,
         software_versions=study.ensemble_id,
         specific_character_set="ISO_IR 192",
-        coding_schemes=[hd.CodingSchemeIdentificationItem("99MURA", name="Private codes of mura_ray", version="1")],
+        coding_schemes=[CodingSchemeIdentificationItem("99MURA", name="Private codes of mura_ray", version="1")],
     )
 
 

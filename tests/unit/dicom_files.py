@@ -4,12 +4,13 @@ import io
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.filereader import dcmread
-from pydicom.uid import ComputedRadiographyImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import UID, ComputedRadiographyImageStorage, ExplicitVRLittleEndian
 
 from mura_ray.data.phantom_view import DIFFICULTIES, render_view
 
@@ -26,22 +27,22 @@ def phantom(bits: int, study_type: str = "wrist") -> np.ndarray:
     return (gray.astype(np.uint16) << (bits - 8) | low).astype(np.uint16)
 
 
-def dataset(pixels: np.ndarray, bits: int | None = None, **elements: object) -> Dataset:
+def dataset(pixels: np.ndarray, bits: int | None = None, **elements: Any) -> Dataset:
     """A computed radiograph of these pixels; an element given as None is left out."""
     bits = bits or pixels.dtype.itemsize * 8
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     meta.MediaStorageSOPClassUID = ComputedRadiographyImageStorage
-    meta.MediaStorageSOPInstanceUID = f"{STUDY_UID}.1.1"
+    meta.MediaStorageSOPInstanceUID = UID(f"{STUDY_UID}.1.1")
     found = Dataset()
     found.file_meta = meta
     known = {
         "SOPClassUID": ComputedRadiographyImageStorage, "SOPInstanceUID": f"{STUDY_UID}.1.1",
         "StudyInstanceUID": STUDY_UID, "SeriesInstanceUID": f"{STUDY_UID}.1", "SeriesNumber": 1, "InstanceNumber": 1,
-        "StudyDate": "20200102", "StudyTime": "030405", "StudyID": "", "AccessionNumber": "",
+        "StudyDate": "20200102", "StudyTime": "030405", "StudyID": "1", "AccessionNumber": "",
         "ReferringPhysicianName": "", "PatientName": PATIENT, "PatientID": "MILLER-4711",
         "PatientBirthDate": "19010203", "PatientSex": "F", "Modality": "CR", "BodyPartExamined": "WRIST",
-        "PixelSpacing": [0.2, 0.1],
+        "Laterality": "L", "PixelSpacing": [0.2, 0.1],
         "SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "Rows": pixels.shape[0],
         "Columns": pixels.shape[1], "BitsAllocated": pixels.dtype.itemsize * 8, "BitsStored": bits, "HighBit": bits - 1,
         "PixelRepresentation": int(pixels.dtype.kind == "i"),
@@ -55,7 +56,7 @@ def dataset(pixels: np.ndarray, bits: int | None = None, **elements: object) -> 
     return found
 
 
-def dicom(pixels: np.ndarray, bits: int | None = None, **elements: object) -> bytes:
+def dicom(pixels: np.ndarray, bits: int | None = None, **elements: Any) -> bytes:
     """The file of a `dataset`."""
     return saved(dataset(pixels, bits, **elements))
 
@@ -83,7 +84,7 @@ def frame_of(content: bytes) -> bytes:
 def with_frame(content: bytes, frame: bytes, syntax: str | None = None) -> bytes:
     """The file with another compressed frame, and of another transfer syntax."""
     found = dcmread(io.BytesIO(content))
-    found.file_meta.TransferSyntaxUID = syntax or found.file_meta.TransferSyntaxUID
+    found.file_meta.TransferSyntaxUID = UID(syntax or found.file_meta.TransferSyntaxUID)
     found.PixelData = encapsulate([frame])
     found["PixelData"].VR = "OB"
     found["PixelData"].is_undefined_length = True
