@@ -42,6 +42,10 @@ if ! installed libturbojpeg0-dev && ! installed libturbojpeg-dev; then missing+=
 "$python" -c 'import ensurepip' 2>/dev/null || missing+=("$python-venv")
 "$python" -c 'import os, sysconfig; raise SystemExit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
     2>/dev/null || missing+=("$python-dev")
+# The tests make DICOM files with dcmtk, and compare with it; dicom3tools judges what we write.
+if [ $requirements = requirements-dev.txt ]; then
+    for package in dcmtk dicom3tools; do installed "$package" || missing+=("$package"); done
+fi
 # The tests' own hosts (tests/multihost) are made by root alone. Their SSH server must not become this machine's.
 if [ $requirements = requirements-dev.txt ] && [ "$(id -u)" = 0 ]; then
     for package in iproute2 openssh-client rsync; do installed "$package" || missing+=("$package"); done

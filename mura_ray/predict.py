@@ -9,26 +9,27 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mura_ray import cli, store
+from mura_ray.dicom import Radiograph, is_dicom, read_radiograph
 from mura_ray.domain import STUDY_TYPES, StudyPrediction
-from mura_ray.images import read_gray
 from mura_ray.model.ensemble import Ensemble
 from mura_ray.render.overlay import encode_png, overlay
 
 EPILOG = """example:
   python -m mura_ray.predict --ensemble runs/first/ensemble --source radiographs --out predictions
 
-Every folder that directly holds PNG or JPEG files is one study, and they are its views; so put each study into a folder
-of its own. A study's type is read from a part of its path like XR_WRIST. Hidden files and other files are skipped.
+Every folder that directly holds DICOM, PNG or JPEG files is one study, and they are its views; so put each study into a
+folder of its own. DICOM files of several studies in one folder are told apart by StudyInstanceUID. A study's type is
+read from a part of its path like XR_WRIST, else from BodyPartExamined. Hidden files and other files are skipped.
 
   predictions/studies.csv             a row per study: probability, decision, each member's probability
   predictions/views.csv               a row per view
@@ -37,7 +38,7 @@ of its own. A study's type is read from a part of its path like XR_WRIST. Hidden
 
 Research software, not a medical device."""
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm", ".dicom")
 LARGE_STUDY = 20
 """Views. MURA's largest study has 11; a folder of more is more likely a folder of many studies."""
 
@@ -68,16 +69,16 @@ def _predict(arguments: argparse.Namespace) -> None:
         )
     studies = find_studies(source)
     ensemble = Ensemble.load(arguments.ensemble, "cuda" if torch.cuda.is_available() else "cpu")
-    damaged = _damaged_views(studies, source)
+    headers, damaged = _check_views(studies, source)
     if damaged and not arguments.allow_damaged:
         listed = "\n".join(f"  {view}: {reason}" for view, reason in damaged.items())
         raise ValueError(f"{len(damaged)} damaged images; --allow-damaged leaves them out\n{listed}")
-    sound = {study: [view for view in views if view not in damaged] for study, views in studies.items()}
-    sound = {study: views for study, views in sound.items() if views}
+    sound = _split_by_uid(studies, headers)
+    _note(source, sound, headers)
     if not sound:
         raise ValueError(f"no sound image in {source}")
     with _new_folder(out, last="studies.csv") as partial:
-        _predict_studies(ensemble, sound, source, partial, overlays=not arguments.no_overlays)
+        _predict_studies(ensemble, sound, headers, source, partial, overlays=not arguments.no_overlays)
         if damaged:
             _write_table(
                 partial / "damaged.csv", [{"view": view.as_posix(), "reason": damaged[view]} for view in damaged]
@@ -88,9 +89,10 @@ def _predict(arguments: argparse.Namespace) -> None:
 
 
 def find_studies(source: str) -> dict[PurePosixPath, list[PurePosixPath]]:
-    """The studies below a folder: each folder with its PNG and JPEG files, all relative to `source` and sorted.
+    """The studies below a folder: each folder with its image files, all relative to `source` and sorted.
 
-    What is skipped or looks wrong is noted on stderr.
+    Files without an ending, or with one of digits, may be DICOM: archives name them by number. What is skipped is noted
+    on stderr.
 
     Raises:
         ValueError: no such folder, or no images in it.
@@ -105,22 +107,27 @@ def find_studies(source: str) -> dict[PurePosixPath, list[PurePosixPath]]:
             continue
         if file.name.startswith("."):
             skipped["hidden"] += 1
-        elif not file.name.lower().endswith(IMAGE_SUFFIXES):
+        elif not (file.name.lower().endswith(IMAGE_SUFFIXES) or _is_unnamed_dicom(source, file)):
             skipped[file.suffix or file.name] += 1
         else:
             studies.setdefault(file.parent, []).append(file)
     if skipped:
         told = ", ".join(f"{count} {kind}" for kind, count in sorted(skipped.items()))
-        print(f"note: skipped files that are not PNG or JPEG: {told}", file=sys.stderr)
-    for study, views in studies.items():
-        if len(views) > LARGE_STUDY:
-            print(
-                f"note: {PurePosixPath(source, study)} has {len(views)} images and is taken for one study",
-                file=sys.stderr,
-            )
+        print(f"note: skipped files that are not DICOM, PNG or JPEG: {told}", file=sys.stderr)
     if not studies:
-        raise ValueError(f"--source {source} holds no PNG or JPEG files")
+        raise ValueError(f"--source {source} holds no DICOM, PNG or JPEG files")
     return studies
+
+
+def _is_unnamed_dicom(source: str, file: PurePosixPath) -> bool:
+    if file.name == "DICOMDIR" or not re.fullmatch(r"|\.[0-9]+", file.suffix):
+        return False
+    try:
+        return is_dicom(store.read_bytes(store.join(source, str(file))))
+    except store.StorageError:
+        raise
+    except (ValueError, OSError):  # a broken link
+        return False
 
 
 def study_type_of(path: PurePosixPath) -> str:
@@ -140,25 +147,64 @@ def overlay_names(views: Sequence[PurePosixPath]) -> list[str]:
     return [f"{stem}.png" for stem in stems]
 
 
-def _damaged_views(studies: Mapping[PurePosixPath, Sequence[PurePosixPath]], source: str) -> dict[PurePosixPath, str]:
-    """Decodes every image before the long work begins, so that all the damage is known at once."""
-    damaged = {}
+def _check_views(
+    studies: Mapping[PurePosixPath, Sequence[PurePosixPath]], source: str
+) -> tuple[dict[PurePosixPath, Radiograph], dict[PurePosixPath, str]]:
+    """Decodes every image before the long work begins, so that all the damage is known at once.
+
+    Returns:
+        What the sound ones say of themselves, and why the others cannot be read.
+    """
+    headers, damaged = {}, {}
     with _progress() as progress:
         for view in progress.track(
             [view for views in studies.values() for view in views], description="checking images"
         ):
             try:
-                _read(source, view)
+                found = _read(source, view)
             except store.StorageError:  # says nothing of the image
                 raise
             except (ValueError, OSError) as error:
                 damaged[view] = str(error)
-    return damaged
+            else:
+                headers[view] = replace(found, gray=found.gray[:0, :0].copy())  # which keeps no pixels in memory
+    return headers, damaged
+
+
+def _split_by_uid(
+    studies: Mapping[PurePosixPath, Sequence[PurePosixPath]], headers: Mapping[PurePosixPath, Radiograph]
+) -> dict[PurePosixPath, list[PurePosixPath]]:
+    """The sound views by study. A folder with DICOM files of several studies is split: FOLDER/StudyInstanceUID."""
+    split: dict[PurePosixPath, list[PurePosixPath]] = {}
+    for study, views in studies.items():
+        sound = [view for view in views if view in headers]
+        uids = {uid for view in sound if (uid := headers[view].study_uid)}
+        for view in sound:
+            uid = headers[view].study_uid
+            split.setdefault(study / uid if uid and len(uids) > 1 else study, []).append(view)
+    return split
+
+
+def _note(
+    source: str, studies: Mapping[PurePosixPath, Sequence[PurePosixPath]], headers: Mapping[PurePosixPath, Radiograph]
+) -> None:
+    """Says on stderr what looks wrong."""
+    for study, views in studies.items():
+        if len(views) > LARGE_STUDY:
+            print(
+                f"note: {PurePosixPath(source, study)} has {len(views)} images and is taken for one study",
+                file=sys.stderr,
+            )
+    counts = Counter(warning for header in headers.values() for warning in header.warnings)
+    for warning, count in sorted(counts.items()):
+        first = next(view for view, header in headers.items() if warning in header.warnings)
+        print(f"note: {first}: {warning} ({count} in all, this is the first)", file=sys.stderr)
 
 
 def _predict_studies(
     ensemble: Ensemble,
     studies: Mapping[PurePosixPath, Sequence[PurePosixPath]],
+    headers: Mapping[PurePosixPath, Radiograph],
     source: str,
     out: Path,
     *,
@@ -167,13 +213,15 @@ def _predict_studies(
     study_rows, view_rows = [], []
     with _progress() as progress:
         for study, views in progress.track(list(studies.items()), description="predicting studies"):
-            grays = [_read(source, view) for view in views]
+            grays = [_read(source, view).gray for view in views]
             prediction = ensemble.predict_study(grays)
             paths = [PurePosixPath("overlays", study, name) for name in overlay_names(views)] if overlays else []
             for path, gray, view in zip(paths, grays, prediction.views, strict=False):
                 (out / path).parent.mkdir(parents=True, exist_ok=True)
                 (out / path).write_bytes(encode_png(overlay(gray, view.cam)))
-            study_rows.append(_study_row(study, study_type_of(PurePosixPath(source, study)), prediction))
+            said = {study_type for view in views if (study_type := headers[view].study_type)}
+            study_type = study_type_of(PurePosixPath(source, study)) or (said.pop() if len(said) == 1 else "")
+            study_rows.append(_study_row(study, study_type, prediction))
             view_rows += _view_rows(study, views, paths, prediction)
     _write_table(out / "studies.csv", study_rows)
     _write_table(out / "views.csv", view_rows)
@@ -212,8 +260,8 @@ def _view_rows(
     ]
 
 
-def _read(source: str, view: PurePosixPath) -> np.ndarray:
-    return read_gray(store.read_bytes(store.join(source, str(view))))
+def _read(source: str, view: PurePosixPath) -> Radiograph:
+    return read_radiograph(store.read_bytes(store.join(source, str(view))))
 
 
 def _write_table(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -37,6 +37,7 @@ from serve.worklist import WORKLIST_PATH, worklist_router
 
 NOTICE = "Research use only. Not a medical device: not for diagnosis, triage or treatment."
 PREDICT_PATH = "/v1/studies/predict"
+PREDICT_DICOM_PATH = "/v1/studies/predict.dcm"
 _VIEWER = Path(__file__).parent / "viewer"
 
 _HEADERS = {
@@ -108,6 +109,7 @@ def _add_middleware(
     """From the inside out: a stranger takes no study's place, and whatever answers is recorded, named and guarded."""
     entrances = {
         PREDICT_PATH: Entrance("predictions", "multipart/form-data", limits.request_bytes),
+        PREDICT_DICOM_PATH: Entrance("predictions", "multipart/form-data", limits.request_bytes),
         WORKLIST_PATH: Entrance("predictions", "multipart/form-data", limits.worklist_bytes),
         INFER_PATH: Entrance("predictions", "application/json", limits.request_bytes * 4 // 3),
         PICTURE_PATH: Entrance("pictures", "multipart/form-data", limits.request_bytes),
@@ -124,31 +126,28 @@ def _add_middleware(
 
 
 def _add_prediction(app: FastAPI, answers: RecordedAnswers, limits: Limits) -> None:
-    @app.post(
-        PREDICT_PATH,
-        response_model=StudyAnswer,
-        tags=["prediction"],
-        responses=problem_responses(
-            {
-                400: "the multipart body is malformed",
-                401: "the server asks for a token, and the request has none that is valid",
-                408: "the upload took longer than a request may",
-                413: "the request, a view or the study is larger than the server takes",
-                415: "the body is not multipart/form-data",
-                422: "a view cannot be read, or a field is missing or unknown",
-                429: "too many studies wait; Retry-After says when to send it again",
-                500: "a fault of the server",
-                503: "no answer within the time of a request, or none that could be recorded",
-            }
-        ),
+    views_of_study = File(
+        description="the study's radiographs, DICOM, PNG or JPEG, one part each, or zips of them",
+        max_length=limits.views,
     )
+    type_of_study = Form(description="what the study shows; without it, what its DICOM views say")
+    reasons = {
+        400: "the multipart body is malformed",
+        401: "the server asks for a token, and the request has none that is valid",
+        408: "the upload took longer than a request may",
+        413: "the request, a view or the study is larger than the server takes",
+        415: "the body is not multipart/form-data",
+        422: "a view cannot be read, the views are of several studies, or a field is missing or unknown",
+        429: "too many studies wait; Retry-After says when to send it again",
+        500: "a fault of the server",
+        503: "no answer within the time of a request, or none that could be recorded",
+    }
+
+    @app.post(PREDICT_PATH, response_model=StudyAnswer, tags=["prediction"], responses=problem_responses(reasons))
     async def predict(
         request: Request,
-        views: Annotated[
-            list[UploadFile],
-            File(description="the study's radiographs, PNG or JPEG, one part each", max_length=limits.views),
-        ],
-        study_type: Annotated[StudyType | None, Form(description="what the study shows")] = None,
+        views: Annotated[list[UploadFile], views_of_study],
+        study_type: Annotated[StudyType | None, type_of_study] = None,
         cam: Annotated[
             CamForm, Query(description="class activation map of each view: none, its numbers, or laid over the view")
         ] = "none",
@@ -157,6 +156,23 @@ def _add_prediction(app: FastAPI, answers: RecordedAnswers, limits: Limits) -> N
         uploads = [await read_upload(upload, limits) for upload in views]
         answer = await answers.answer(request, uploads, study_type, cam)
         return Response(await anyio.to_thread.run_sync(answer.model_dump_json), media_type="application/json")
+
+    @app.post(
+        PREDICT_DICOM_PATH,
+        response_class=Response,
+        tags=["prediction"],
+        responses={200: {"description": "the objects, in a zip", "content": {"application/zip": {}}}}
+        | problem_responses(reasons | {422: f"{reasons[422]}, or a view is not DICOM"}),
+    )
+    async def predict_dicom(
+        request: Request,
+        views: Annotated[list[UploadFile], views_of_study],
+        study_type: Annotated[StudyType | None, type_of_study] = None,
+    ) -> Response:
+        """The same of a DICOM study as objects for its archive: a Secondary Capture of each overlay, and a report."""
+        uploads = [await read_upload(upload, limits) for upload in views]
+        content = await answers.answer_dicom(request, uploads, study_type, NOTICE)
+        return Response(content, media_type="application/zip")
 
 
 def _add_description(app: FastAPI, answers: Answers) -> None:

@@ -153,10 +153,11 @@ def ray_record() -> Record:
     """Hands the server's measurements to Ray, which exports them to Prometheus; to be called inside a replica."""
     records: dict[str, Callable[[float, dict[str, str]], None]] = {}
     for one in INSTRUMENTS:
+        tags: Any = one.tags  # Ray's annotation says one tag, its text any number
         if one.boundaries is None:
-            records[one.name] = ray.serve.metrics.Counter(one.name, one.description, one.tags).inc
+            records[one.name] = ray.serve.metrics.Counter(one.name, one.description, tags).inc
         else:
-            histogram = ray.serve.metrics.Histogram(one.name, one.description, list(one.boundaries), one.tags)
+            histogram = ray.serve.metrics.Histogram(one.name, one.description, list(one.boundaries), tags)
             records[one.name] = histogram.observe
     return lambda name, value, tags: records[name](value, tags)
 

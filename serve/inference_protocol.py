@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
+from serve.decoding import Upload
 from serve.limits import Limits
-from serve.prediction import Upload
 from serve.problems import ProblemError, problem_responses
 from serve.recording import RecordedAnswers
 

@@ -31,6 +31,8 @@ class Limits:
     """MURA's studies have up to 11."""
     study_pixels: int = 4 * MAX_PIXELS
     """Sum over the views: a file of a hundred kilobytes can decode to `MAX_PIXELS`."""
+    study_bytes: int = 256 * _MIB
+    """Sum over the views, those of a zip unpacked."""
     predictions: int = 8
     """Studies in one replica, the one that is computed and those that wait for it: further ones are sent away."""
     pictures: int = 4

@@ -7,9 +7,9 @@ from anyio import CapacityLimiter
 from fastapi import APIRouter, File, Response, UploadFile
 
 from mura_ray.render.overlay import FULL_LOGIT, FULL_OPACITY, encode_png, paint_colors
+from serve.decoding import decode_study
 from serve.limits import Limits
-from serve.prediction import decode_views
-from serve.problems import problem_responses
+from serve.problems import ProblemError, problem_responses
 from serve.uploads import read_upload
 
 PICTURE_PATH = "/v1/views/picture"
@@ -48,8 +48,11 @@ def pictures_router(limits: Limits) -> APIRouter:
         upload = await read_upload(view, limits)
 
         def draw() -> bytes:
-            (gray,) = decode_views([upload], limits)
-            return encode_png(gray, compress_level=1)
+            views = decode_study([upload], None, limits).views
+            if len(views) > 1:
+                detail = f"{upload.name} holds {len(views)} views; send one"
+                raise ProblemError(422, "several-views", "a picture is of one view", detail, view=upload.name)
+            return encode_png(views[0].gray, compress_level=1)
 
         content = await anyio.to_thread.run_sync(draw, limiter=one_at_a_time)
         return Response(content, media_type="image/png")

@@ -1,24 +1,22 @@
 """A study's files to its answer: decoding, prediction, maps. Knows no HTTP."""
 
 import base64
-import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import anyio.to_thread
 import numpy as np
 from anyio import CapacityLimiter
 
 from mura_ray.domain import StudyPrediction, ViewPrediction
-from mura_ray.images import read_gray
 from mura_ray.model.ensemble import EnsembleDescription
 from mura_ray.render.overlay import encode_png, overlay
 from serve.batching import Batcher
+from serve.decoding import DecodedStudy, Upload, decode_study
 from serve.limits import Limits
 from serve.metrics import Metrics
-from serve.problems import ProblemError
 from serve.schemas import (
     CamForm,
     EnsembleReference,
@@ -29,6 +27,8 @@ from serve.schemas import (
     ViewAnswer,
 )
 from serve.shadow import Shadow
+
+_Answer = TypeVar("_Answer")
 
 
 class Predictor(Protocol):
@@ -50,19 +50,20 @@ class Predictor(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Upload:
-    """One view as it was sent."""
-
-    name: str
-    content: bytes
-
-
-@dataclass(frozen=True, slots=True)
 class _Release:
     """An ensemble that answers."""
 
     description: EnsembleDescription
     batcher: Batcher
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """A study, what was predicted of it, and the ensemble that did."""
+
+    study: DecodedStudy
+    prediction: StudyPrediction
+    ensemble: EnsembleDescription
 
 
 class Answers:
@@ -90,80 +91,62 @@ class Answers:
 
     def show_to(self, candidate: Predictor | None) -> None:
         """Has a candidate predict in the shadow of what answers; None: nobody."""
-        self.shadow = candidate and Shadow(candidate.description, candidate.predict_studies, self._metrics.shadow)
+        self.shadow = None
+        if candidate is not None:
+            self.shadow = Shadow(candidate.description, candidate.predict_studies, self._metrics.shadow)
 
-    async def answer(self, uploads: Sequence[Upload], study_type: str | None, cam: CamForm) -> StudyAnswer:
+    async def predict(self, uploads: Sequence[Upload], study_type: str | None) -> Predicted:
         """Predicts one study.
 
         Raises:
-            ProblemError: a view cannot be read, or the views are too large together.
+            ProblemError: see `decode_study`.
         """
         release = self._release
 
-        def decode() -> list[np.ndarray]:
+        def decode() -> DecodedStudy:
             with self._metrics.timed("decode"):
-                return decode_views(uploads, self._limits)
+                return decode_study(uploads, study_type, self._limits)
 
-        def encode() -> StudyAnswer:
-            with self._metrics.timed("encode"):
-                return _study_answer(release.description, uploads, grays, prediction, study_type, cam)
-
-        grays = await anyio.to_thread.run_sync(decode, limiter=self._imaging)
+        study = await anyio.to_thread.run_sync(decode, limiter=self._imaging)
+        grays = [view.gray for view in study.views]
         prediction = await release.batcher.predict(grays)
         if self.shadow is not None:
             self.shadow.see(grays, prediction, is_busy=release.batcher.is_busy)
-        self._metrics.prediction(prediction, study_type, [upload.content for upload in uploads])
-        return await anyio.to_thread.run_sync(encode, limiter=self._imaging)
+        self._metrics.prediction(prediction, study.study_type, [view.content for view in study.views])
+        return Predicted(study, prediction, release.description)
+
+    async def encode(self, encoded: Callable[[], _Answer]) -> _Answer:
+        """Runs what makes an answer of a prediction."""
+
+        def timed() -> _Answer:
+            with self._metrics.timed("encode"):
+                return encoded()
+
+        return await anyio.to_thread.run_sync(timed, limiter=self._imaging)
 
 
-def _study_answer(
-    description: EnsembleDescription,
-    uploads: Sequence[Upload],
-    grays: Sequence[np.ndarray],
-    prediction: StudyPrediction,
-    study_type: str | None,
-    cam: CamForm,
-) -> StudyAnswer:
+def study_answer(predicted: Predicted, cam: CamForm) -> StudyAnswer:
+    """The answer in JSON, each view's map in the form that is asked for."""
+    study, prediction = predicted.study, predicted.prediction
     return StudyAnswer(
-        study_type=study_type,
+        study_type=study.study_type,
         probability=prediction.probability,
         abnormal=prediction.abnormal,
         threshold=prediction.threshold,
         views=[
             ViewAnswer(
-                name=upload.name,
+                name=decoded.name,
                 width=view.width,
                 height=view.height,
                 probability=view.probability,
-                cam=_cam(cam, gray, view),
+                cam=_cam(cam, decoded.gray, view),
             )
-            for upload, gray, view in zip(uploads, grays, prediction.views, strict=True)
+            for decoded, view in zip(study.views, prediction.views, strict=True)
         ],
         members=[MemberAnswer(trial=member.trial, probability=member.probability) for member in prediction.members],
-        ensemble=EnsembleReference(id=description.id, created=description.created),
-        warnings=_warnings(uploads, grays),
+        ensemble=EnsembleReference(id=predicted.ensemble.id, created=predicted.ensemble.created),
+        warnings=study.warnings,
     )
-
-
-def decode_views(uploads: Sequence[Upload], limits: Limits) -> list[np.ndarray]:
-    """The views' pixels, uint8 [H, W] each.
-
-    Raises:
-        ProblemError: a view cannot be read, or the views are too large together.
-    """
-    grays, num_pixels = [], 0
-    for upload in uploads:
-        try:
-            gray = read_gray(upload.content)
-        except ValueError as error:
-            detail = f"{upload.name}: {error}"
-            raise ProblemError(422, "damaged-view", "a view cannot be read", detail, view=upload.name) from error
-        num_pixels += gray.size
-        if num_pixels > limits.study_pixels:
-            detail = f"the views have more than {limits.study_pixels:,} pixels together; send fewer or smaller ones"
-            raise ProblemError(413, "too-many-pixels", "the study is too large", detail, limit=limits.study_pixels)
-        grays.append(gray)
-    return grays
 
 
 def _cam(form: CamForm, gray: np.ndarray, view: ViewPrediction) -> RawCam | OverlayCam | None:
@@ -179,15 +162,3 @@ def _cam(form: CamForm, gray: np.ndarray, view: ViewPrediction) -> RawCam | Over
 
 def _base64(content: bytes) -> str:
     return base64.b64encode(content).decode()
-
-
-def _warnings(uploads: Sequence[Upload], grays: Sequence[np.ndarray]) -> list[str]:
-    """What makes the mean over the views mean less than it says."""
-    warnings, seen = [], {}
-    for upload, gray in zip(uploads, grays, strict=True):
-        if gray.min() == gray.max():
-            warnings.append(f"{upload.name}: every pixel is {gray.flat[0]}; this is no radiograph")
-        first = seen.setdefault(hashlib.sha256(upload.content).digest(), upload.name)
-        if first is not upload.name:
-            warnings.append(f"{upload.name}: the same file as {first}; it counts twice in the mean")
-    return warnings

@@ -158,7 +158,9 @@ def _describe(fault: dict[str, Any]) -> str:
     if path == ["view"]:
         return "view: send one PNG or JPEG file as a multipart part named view, with a file name"
     if path[:1] == ["views"] and fault["type"] != "too_long":
-        return "views: send each PNG or JPEG file of the study as one multipart part named views, with a file name"
+        return (
+            "views: send each DICOM, PNG or JPEG file of the study as one multipart part named views, with a file name"
+        )
     return f"{name or where}: {fault['msg'].removeprefix('Value error, ')}"
 
 

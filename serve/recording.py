@@ -9,8 +9,10 @@ from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mura_ray.model.ensemble import EnsembleDescription
+from serve.decoding import Upload
+from serve.dicom_answer import dicom_answer
 from serve.exchange import STRANGER, exchange_of
-from serve.prediction import Answers, Upload
+from serve.prediction import Answers, study_answer
 from serve.problems import ProblemError, problem_type
 from serve.record import AuditRecord, RecordError, Row, answer_row, refusal_row
 from serve.schemas import CamForm, StudyAnswer
@@ -37,14 +39,31 @@ class RecordedAnswers:
         """Predicts one study of a request.
 
         Raises:
-            ProblemError: a view cannot be read, the study is too large, or its answer cannot be recorded.
+            ProblemError: see `decode_study`; or its answer cannot be recorded.
         """
-        answer = await self._answers.answer(uploads, study_type, cam)
+        predicted = await self._answers.predict(uploads, study_type)
+        answer = await self._answers.encode(lambda: study_answer(predicted, cam))
+        await self._keep(request, uploads, answer)
+        return answer
+
+    async def answer_dicom(
+        self, request: Request, uploads: Sequence[Upload], study_type: str | None, notice: str
+    ) -> bytes:
+        """The same, as DICOM objects in a zip.
+
+        Raises:
+            ProblemError: as `answer`; or see `dicom_answer`.
+        """
+        predicted = await self._answers.predict(uploads, study_type)
+        content = await self._answers.encode(lambda: dicom_answer(predicted, notice))
+        await self._keep(request, uploads, study_answer(predicted, "none"))
+        return content
+
+    async def _keep(self, request: Request, uploads: Sequence[Upload], answer: StudyAnswer) -> None:
         if self._record is not None:
             contents = [upload.content for upload in uploads]
             row = await anyio.to_thread.run_sync(answer_row, exchange_of(request.scope), contents, answer)
             await keep_answer(self._record, row)
-        return answer
 
 
 async def keep_answer(record: AuditRecord, row: Row) -> None:

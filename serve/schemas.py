@@ -42,9 +42,9 @@ class OverlayCam(BaseModel):
 
 
 class ViewAnswer(BaseModel):
-    """One view of the study, in the order of the request."""
+    """One view of the study, in the order of the request and of its zips."""
 
-    name: str = Field(description="the file name that was sent")
+    name: str = Field(description="the file name that was sent, or the path in a zip")
     width: int = Field(description="pixels")
     height: int = Field(description="pixels")
     probability: Probability = Field(description="of abnormality, mean over the members")
@@ -68,7 +68,9 @@ class EnsembleReference(BaseModel):
 class StudyAnswer(BaseModel):
     """What the ensemble says of a study. Research use only, not a medical device."""
 
-    study_type: StudyType | None = Field(description="as sent; the prediction does not depend on it")
+    study_type: StudyType | None = Field(
+        description="as sent, else as BodyPartExamined of the DICOM views says; the prediction does not depend on it"
+    )
     probability: Probability = Field(description="of abnormality: mean over the views, of the mean over the members")
     abnormal: bool = Field(description="probability > threshold")
     threshold: float

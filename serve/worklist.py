@@ -11,8 +11,8 @@ from fastapi import APIRouter, File, Query, Request, UploadFile
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
+from serve.decoding import Upload
 from serve.limits import Limits
-from serve.prediction import Upload
 from serve.problems import Problem, ProblemError, problem_of, problem_responses
 from serve.recording import RecordedAnswers
 from serve.schemas import CamForm, Probability, StudyAnswer

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from mura_ray import images, s3, store
 from mura_ray.config import Settings
 from mura_ray.data.manifest import Shard
+from mura_ray.dicom import read_radiograph
 from mura_ray.domain import STUDY_TYPES, Study, View
 
 WORK = "_work"
@@ -102,7 +103,7 @@ def convert_shard(job: ShardJob) -> Iterator[int | ShardRecord]:
     contents = store.read_many(store.join(job.root, image.view.path) for image in job.images)
     for number, (image, content) in enumerate(zip(job.images, contents, strict=True), start=1):
         try:
-            gray = images.read_gray(content)
+            gray = read_radiograph(content).gray
         except ValueError as error:
             results.append(DamagedImage(reason=str(error)))
         else:

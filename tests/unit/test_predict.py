@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 import pytest
+from dicom_files import STUDY_UID, dicom, phantom
 from PIL import Image
 from tiny_ensemble import write_tiny_ensemble
 
@@ -70,7 +71,7 @@ def test_tables_and_overlays(ensemble: str, source: Path, tmp_path: Path, capsys
     ]  # fmt: skip
     captured = capsys.readouterr()
     assert "2 studies, 3 views" in captured.out
-    assert "note: skipped files that are not PNG or JPEG: 1 .txt, 1 hidden" in captured.err
+    assert "note: skipped files that are not DICOM, PNG or JPEG: 1 .txt, 1 hidden" in captured.err
 
 
 def test_says_what_the_ensemble_says(ensemble: str, source: Path, tmp_path: Path):
@@ -123,7 +124,7 @@ def test_damaged_images_are_all_told_and_nothing_is_written(
 def test_nothing_sound(ensemble: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (tmp_path / "source").mkdir()
     assert run(ensemble, tmp_path / "source", tmp_path / "out") == 1
-    assert "holds no PNG or JPEG files" in capsys.readouterr().err
+    assert "holds no DICOM, PNG or JPEG files" in capsys.readouterr().err
     (tmp_path / "source" / "a.png").write_bytes(b"")
     assert run(ensemble, tmp_path / "source", tmp_path / "out", "--allow-damaged") == 1
     assert "no sound image" in capsys.readouterr().err
@@ -168,13 +169,43 @@ def test_wrong_arguments(
     assert expected in capsys.readouterr().err
 
 
-def test_images_directly_in_the_source_are_one_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_images_directly_in_the_source_are_one_study(ensemble: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "source").mkdir()
     for index in range(21):
-        (tmp_path / f"{index:02}.png").write_bytes(b"")
-    assert predict.find_studies(str(tmp_path)) == {
+        (tmp_path / "source" / f"{index:02}.png").write_bytes(image_bytes(32, 32, seed=index))
+    assert predict.find_studies(str(tmp_path / "source")) == {
         PurePosixPath(): [PurePosixPath(f"{index:02}.png") for index in range(21)]
     }
+    assert run(ensemble, tmp_path / "source", tmp_path / "out", "--no-overlays") == 0
     assert "has 21 images and is taken for one study" in capsys.readouterr().err
+
+
+def test_dicom_files_of_one_folder_are_told_apart_by_study(
+    ensemble: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    window = {"WindowCenter": 2048, "WindowWidth": 4096}
+    hand = {"StudyInstanceUID": "1.2.3.4", "BodyPartExamined": "HAND", "BurnedInAnnotation": "YES"}
+    files = {
+        "one.dcm": dicom(phantom(12), 12, **window),
+        "IM000002": dicom(phantom(12) // 2, 12, **window),
+        "1.2.840.3": dicom(phantom(12), 12, **window, **hand),
+        "picture.png": image_bytes(40, 40),
+        "README": b"notes",
+        "DICOMDIR": dicom(phantom(8)),
+    }
+    (tmp_path / "source").mkdir()
+    for name, content in files.items():
+        (tmp_path / "source" / name).write_bytes(content)
+    assert run(ensemble, tmp_path / "source", tmp_path / "out") == 0
+    studies = pd.read_csv(tmp_path / "out" / "studies.csv", dtype=str, keep_default_na=False)
+    assert studies[["study", "study_type", "num_views"]].to_numpy().tolist() == [
+        ["1.2.3.4", "hand", "1"], [STUDY_UID, "wrist", "2"], [".", "", "1"]
+    ]  # fmt: skip
+    captured = capsys.readouterr()
+    assert "skipped files that are not DICOM, PNG or JPEG: 1 DICOMDIR, 1 README" in captured.err
+    assert "note: 1.2.840.3: (0028,0301) BurnedInAnnotation is YES" in captured.err
+    assert "MILLER" not in captured.err + captured.out
+    assert (tmp_path / "out" / "overlays" / STUDY_UID / "one.png").is_file()
 
 
 @pytest.mark.parametrize(

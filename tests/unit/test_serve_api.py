@@ -19,7 +19,7 @@ from mura_ray.config import TrialConfig
 from mura_ray.domain import STUDY_TYPES, MemberPrediction, StudyPrediction, ViewPrediction
 from mura_ray.model.ensemble import EnsembleDescription, MemberDescription
 from mura_ray.render.overlay import overlay
-from serve.api import PREDICT_PATH, build_api
+from serve.api import PREDICT_DICOM_PATH, PREDICT_PATH, build_api
 from serve.inference_protocol import INFER_PATH, MODEL_PATH
 from serve.limits import Limits
 from serve.pictures import PICTURE_PATH
@@ -525,8 +525,9 @@ class TestDescription:
     def test_openapi_describes_the_request_and_every_problem(self, client):
         spec = client.get("/openapi.json").json()
         assert set(spec["paths"]) == {
-            PREDICT_PATH, WORKLIST_PATH, PICTURE_PATH, "/v1/ensemble", "/v1/shadow", "/healthz", "/readyz",
-            "/v2", "/v2/health/live", "/v2/health/ready", MODEL_PATH, f"{MODEL_PATH}/ready", INFER_PATH,
+            PREDICT_PATH, PREDICT_DICOM_PATH, WORKLIST_PATH, PICTURE_PATH, "/v1/ensemble", "/v1/shadow",
+            "/healthz", "/readyz", "/v2", "/v2/health/live", "/v2/health/ready", MODEL_PATH, f"{MODEL_PATH}/ready",
+            INFER_PATH,
         }  # fmt: skip
         operation = spec["paths"][PREDICT_PATH]["post"]
         body = operation["requestBody"]["content"]

@@ -1,0 +1,195 @@
+"""A study's files to its views: DICOM, PNG or JPEG, one by one or in a zip. Knows no HTTP, writes no file."""
+
+import hashlib
+import io
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from mura_ray.dicom import Radiograph, read_radiograph
+from serve.limits import Limits
+from serve.problems import ProblemError
+
+_ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others may ask for gigabytes to begin with
+_ZIP_DIRECTORY_BYTES = 2**18
+"""An entry takes some hundred bytes of the directory, all of which zipfile reads at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """One file as it was sent, a view or a zip of views."""
+
+    name: str
+    content: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedView:
+    """One view: its file and what it shows."""
+
+    name: str
+    content: bytes
+    radiograph: Radiograph
+
+    @property
+    def gray(self) -> np.ndarray:
+        """uint8 [H, W]."""
+        return self.radiograph.gray
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedStudy:
+    """The views of a request; the study type that it or the files name; what should make a reader doubt the answer."""
+
+    views: list[DecodedView]
+    study_type: str | None
+    warnings: list[str]
+
+
+def is_zip(content: bytes) -> bool:
+    """Whether this begins like a zip."""
+    return content.startswith((b"PK\x03\x04", b"PK\x05\x06"))
+
+
+def decode_study(uploads: Sequence[Upload], study_type: str | None, limits: Limits) -> DecodedStudy:
+    """Reads the files of one study.
+
+    Args:
+        uploads: views, and zips of views.
+        study_type: as the caller says; None: as BodyPartExamined says.
+        limits: of number, bytes and pixels.
+
+    Raises:
+        ProblemError: a file cannot be read, they are too large together, or they are of several studies.
+    """
+    views, num_pixels = [], 0
+    for upload in _unpacked(uploads, limits):
+        try:
+            radiograph = read_radiograph(upload.content)
+        except ValueError as error:
+            detail = f"{upload.name}: {error}"
+            raise ProblemError(422, "damaged-view", "a view cannot be read", detail, view=upload.name) from error
+        num_pixels += radiograph.gray.size
+        if num_pixels > limits.study_pixels:
+            detail = f"the views have more than {limits.study_pixels:,} pixels together; send fewer or smaller ones"
+            raise ProblemError(413, "too-many-pixels", "the study is too large", detail, limit=limits.study_pixels)
+        views.append(DecodedView(upload.name, upload.content, radiograph))
+    if not views:
+        raise ProblemError(422, "no-views", "there are no views", "the zip holds no files; put the study's views in it")
+    _check_one_study(views)
+    said = {view.radiograph.study_type for view in views} - {None}
+    return DecodedStudy(
+        views=views,
+        study_type=study_type or (said.pop() if len(said) == 1 else None),
+        warnings=[*_pixel_warnings(views), *_header_warnings(views, study_type)],
+    )
+
+
+def _check_one_study(views: Sequence[DecodedView]) -> None:
+    studies: dict[str, str] = {}
+    for view in views:
+        if uid := view.radiograph.study_uid:
+            studies.setdefault(uid, view.name)
+    if len(studies) > 1:
+        detail = (
+            f"by StudyInstanceUID (0020,000d) the views are of {len(studies)} studies, which begin with "
+            f"{', '.join(studies.values())}; send each study by itself"
+        )
+        raise ProblemError(422, "several-studies", "the views are of several studies", detail)
+
+
+def _pixel_warnings(views: Sequence[DecodedView]) -> list[str]:
+    """What makes the mean over the views mean less than it says."""
+    warnings, seen = [], {}
+    for view in views:
+        if view.gray.min() == view.gray.max():
+            warnings.append(f"{view.name}: every pixel is {view.gray.flat[0]}; this is no radiograph")
+        first = seen.setdefault(hashlib.sha256(view.content).digest(), view)
+        if first is not view:
+            warnings.append(f"{view.name}: the same file as {first.name}; it counts twice in the mean")
+    return warnings
+
+
+def _header_warnings(views: Sequence[DecodedView], study_type: str | None) -> list[str]:
+    warnings = [f"{view.name}: {warning}" for view in views for warning in view.radiograph.warnings]
+    known = study_type
+    for view in views:
+        said = view.radiograph.study_type
+        known = known or said
+        if said and said != known:
+            warnings.append(f"{view.name}: BodyPartExamined (0018,0015) says {said}, not {known}")
+    return warnings
+
+
+def _unpacked(uploads: Sequence[Upload], limits: Limits) -> Iterator[Upload]:
+    """The views among and in the files that were sent, no more of them than a study may have."""
+    num_views = num_bytes = 0
+    for upload in uploads:
+        for view in _unzipped(upload, limits) if is_zip(upload.content) else [upload]:
+            num_views += 1
+            num_bytes += len(view.content)
+            if num_views > limits.views:
+                detail = f"the study has more than {limits.views} views; send fewer"
+                raise ProblemError(413, "too-many-views", "the study is too large", detail, limit=limits.views)
+            if num_bytes > limits.study_bytes:
+                detail = f"unpacked the views have more than {limits.study_bytes:,} bytes together; send fewer"
+                raise ProblemError(413, "study-too-large", "the study is too large", detail, limit=limits.study_bytes)
+            yield view
+
+
+def _unzipped(upload: Upload, limits: Limits) -> Iterator[Upload]:
+    """The files in a zip, hidden ones and the index of a DICOM medium left out."""
+    try:
+        _check_directory(upload.content)
+        with zipfile.ZipFile(io.BytesIO(upload.content)) as archive:
+            for entry in archive.infolist():
+                parts = PurePosixPath(entry.filename).parts
+                hidden = any(part.startswith((".", "__MACOSX")) for part in parts)
+                if not entry.is_dir() and not hidden and parts[-1:] != ("DICOMDIR",):
+                    yield Upload(entry.filename, _read_entry(archive, entry, limits))
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, OSError, ValueError) as error:
+        detail = f"{upload.name}: the zip is damaged or of an unusual kind ({type(error).__name__}); pack it again"
+        raise ProblemError(422, "damaged-zip", "a zip cannot be read", detail, view=upload.name) from error
+
+
+def _check_directory(content: bytes) -> None:
+    """Bounds what zipfile reads before it gives the first entry.
+
+    Raises:
+        ValueError: the directory is too large, or the zip is of the 64-bit kind, which no study needs.
+    """
+    end = len(content) - 22
+    if content[end : end + 4] != b"PK\x05\x06" or content[-2:] != b"\0\0":  # where zipfile looks first
+        end = content.rfind(b"PK\x05\x06", max(0, end - 0xFFFF))
+    if end < 0 or len(content) < end + 22:
+        raise zipfile.BadZipFile
+    (num_bytes,) = struct.unpack_from("<I", content, end + 12)
+    if num_bytes > _ZIP_DIRECTORY_BYTES or content[max(0, end - 20) : end].startswith(b"PK\x06\x07"):
+        raise ValueError("too many entries")
+
+
+def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, limits: Limits) -> bytes:
+    def refuse(reason: str) -> ProblemError:
+        return ProblemError(
+            422, "damaged-zip", "a zip cannot be read", f"{entry.filename} {reason}", view=entry.filename
+        )
+
+    if entry.flag_bits & 1:
+        raise refuse("in the zip is encrypted; pack it without a password")
+    if entry.compress_type not in _ZIP_METHODS:
+        raise refuse("in the zip is compressed by an unusual method; pack it by deflate")
+    with archive.open(entry) as file:
+        content = file.read(limits.view_bytes + 1)
+    if len(content) > limits.view_bytes:
+        detail = f"{entry.filename} in the zip has more than {limits.view_bytes:,} bytes; send it compressed"
+        raise ProblemError(
+            413, "view-too-large", "a view is too large", detail, view=entry.filename, limit=limits.view_bytes
+        )
+    if is_zip(content):
+        raise refuse("in the zip is a zip itself; pack the views without it")
+    return content

@@ -1,0 +1,546 @@
+import io
+import logging
+import os
+import random
+import re
+import struct
+import time
+import tracemalloc
+import warnings
+import zlib
+from typing import Any
+
+import imagecodecs
+import numpy as np
+import pytest
+from dicom_files import PATIENT, STUDY_UID, dicom, frame_of, phantom, run_tool, saved, with_frame
+from PIL import Image
+from pydicom.dataset import Dataset
+from pydicom.filereader import dcmread
+from pydicom.uid import (
+    JPEG2000,
+    DeflatedExplicitVRLittleEndian,
+    DigitalXRayImageStorageForProcessing,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+)
+from tiny_ensemble import write_tiny_ensemble
+
+from mura_ray import dicom as dicom_module
+from mura_ray.dicom import is_dicom, read_radiograph, study_type_of_body_part
+from mura_ray.dicom_frames import SYNTAXES, FrameSize, decode_frame
+from mura_ray.images import MAX_PIXELS
+from mura_ray.model.ensemble import Ensemble
+
+FUZZ_SEED = int(os.environ.get("MURA_FUZZ_SEED", "0"))
+
+
+def gray_of(content: bytes) -> np.ndarray:
+    return read_radiograph(content).gray
+
+
+def jpeg_2000(content: bytes, lossless: bool = True) -> bytes:
+    """With Pillow's encoder: the decoder under test is another build of the same library, and no judge of itself."""
+    pixels, file = dcmread(io.BytesIO(content)).pixel_array, io.BytesIO()
+    how = {} if lossless else {"irreversible": True, "quality_mode": "rates", "quality_layers": [8]}
+    Image.fromarray(pixels).save(file, "JPEG2000", no_jp2=True, **how)
+    return with_frame(content, file.getvalue(), JPEG2000Lossless if lossless else JPEG2000)
+
+
+def compressed_by_pydicom(content: bytes, syntax: str) -> bytes:
+    found = dcmread(io.BytesIO(content))
+    found.compress(syntax, generate_instance_uid=False)
+    return saved(found)
+
+
+def tool(*command: str):
+    return lambda content: run_tool(*command, content=content)
+
+
+LOSSLESS = {
+    "implicit little endian": tool("dcmconv", "+ti"),
+    "explicit big endian": tool("dcmconv", "+tb"),
+    "deflated": tool("dcmconv", "+td"),
+    "RLE by dcmtk": tool("dcmcrle"),
+    "RLE by pydicom": lambda content: compressed_by_pydicom(content, RLELossless),
+    "JPEG lossless, process 14": tool("dcmcjpeg", "+el"),
+    "JPEG lossless, selection value 1": tool("dcmcjpeg", "+e1"),
+    "JPEG lossless, predictor 6": tool("dcmcjpeg", "+el", "+sv", "6"),
+    "JPEG-LS by dcmtk": tool("dcmcjpls", "+el"),
+    "JPEG-LS by pydicom": lambda content: compressed_by_pydicom(content, JPEGLSLossless),
+    "JPEG 2000 lossless": jpeg_2000,
+}
+LOSSY = {
+    "JPEG baseline": (8, tool("dcmcjpeg", "+eb", "+q", "95")),
+    "JPEG extended, 8 bits": (8, tool("dcmcjpeg", "+ee", "+q", "95")),
+    "JPEG extended, 12 bits": (12, tool("dcmcjpeg", "+ee", "+q", "98")),
+    "JPEG-LS near lossless": (12, tool("dcmcjpls", "+en", "+md", "2")),
+    "JPEG-LS near lossless, 8 bits": (8, tool("dcmcjpls", "+en", "+md", "2")),
+    "JPEG 2000 lossy": (12, lambda content: jpeg_2000(content, lossless=False)),
+}
+
+
+class TestTransferSyntaxes:
+    @pytest.mark.parametrize("bits", [8, 12, 16])
+    @pytest.mark.parametrize("name", LOSSLESS)
+    def test_a_lossless_one_gives_every_bit_back(self, name: str, bits: int):
+        pixels = phantom(bits)
+        plain = dicom(pixels, bits)
+        content = LOSSLESS[name](plain)
+        np.testing.assert_array_equal(gray_of(content), gray_of(plain))
+        syntax = dcmread(io.BytesIO(content)).file_meta.TransferSyntaxUID
+        if syntax in SYNTAXES:
+            size = FrameSize(pixels.shape[0], pixels.shape[1], pixels.dtype.itemsize)
+            np.testing.assert_array_equal(decode_frame(syntax, frame_of(content), size), pixels)
+
+    @pytest.mark.parametrize("name", [name for name in LOSSLESS if name != "JPEG 2000 lossless"])
+    def test_negative_pixels_survive(self, name: str):
+        pixels = (phantom(12).astype(np.int16) - 2048).astype(np.int16)
+        plain = dicom(pixels, 12, WindowCenter=0, WindowWidth=4096)
+        assert gray_of(plain).std() > 20
+        np.testing.assert_array_equal(gray_of(LOSSLESS[name](plain)), gray_of(plain))
+
+    @pytest.mark.parametrize("signed", [True, False])
+    def test_jpeg_2000_may_sign_its_samples_itself(self, signed: bool):
+        pixels = (phantom(12).astype(np.int16) - 2048).astype(np.int16)
+        plain = dicom(pixels, 12, WindowCenter=0, WindowWidth=4096)
+        samples = pixels if signed else pixels.view(np.uint16) & 0xFFF
+        frame = imagecodecs.jpeg2k_encode(samples, level=0, reversible=True, codecformat="j2k", bitspersample=12)
+        np.testing.assert_array_equal(gray_of(with_frame(plain, bytes(frame), JPEG2000Lossless)), gray_of(plain))
+
+    @pytest.mark.parametrize("name", LOSSY)
+    def test_a_lossy_one_is_near(self, name: str):
+        bits, encode = LOSSY[name]
+        plain = dicom(phantom(bits), bits, WindowCenter=2 ** (bits - 1), WindowWidth=2**bits)
+        found, expected = gray_of(encode(plain)).astype(int), gray_of(plain).astype(int)
+        assert np.abs(found - expected).mean() < 2
+        assert np.abs(found - expected).max() < 32
+
+    @pytest.mark.parametrize("top", [0xFFF, 0])
+    def test_what_loss_carries_over_the_ends_does_not_wrap_around(self, top: int):
+        pixels = phantom(12)
+        pixels[:100] = top
+        content = run_tool(
+            "dcmcjpls", "+en", "+md", "3", content=dicom(pixels, 12, WindowCenter=2048, WindowWidth=4096)
+        )
+        assert np.abs(gray_of(content)[:100].astype(int) - top // 16).max() <= 1
+
+    def test_several_fragments_are_one_frame(self):
+        plain = dicom(phantom(12), 12)
+        content = run_tool("dcmcjpeg", "+e1", "+fs", "16", content=plain)
+        assert content.count(b"\xfe\xff\x00\xe0") > 3
+        np.testing.assert_array_equal(gray_of(content), gray_of(plain))
+
+    def test_another_one_is_refused_by_name(self):
+        content = dicom(phantom(8)).replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.9\0")
+        with pytest.raises(ValueError, match=r"TransferSyntaxUID is '1\.2\.840\.10008\.1\.2\.9'.*JPEG-LS"):
+            read_radiograph(content)
+
+
+def lut_item(first: int, bits: int, entries: np.ndarray) -> list[Dataset]:
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [len(entries), first, bits])
+    item.add_new("LUTData", "OW", entries.astype("<u2").tobytes())
+    return [item]
+
+
+SQUARE = (np.linspace(0, 1, 4096) ** 2 * 1023).round()
+SIGNED = {"pixels": (phantom(12).astype(np.int16) - 2048).astype(np.int16)}
+CASES: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "12 bits, window": (["+Wi", "1"], {"WindowCenter": 1500, "WindowWidth": 2100}),
+    "16 bits, window": (["+Wi", "1"], {"bits": 16, "WindowCenter": 30000, "WindowWidth": 41234.5}),
+    "8 bits, window": (["+Wi", "1"], {"bits": 8, "WindowCenter": 100, "WindowWidth": 99}),
+    "10 bits, narrow window": (["+Wi", "1"], {"bits": 10, "WindowCenter": 500, "WindowWidth": 2}),
+    "the first of two windows": (["+Wi", "1"], {"WindowCenter": [900, 3000], "WindowWidth": [1000, 50]}),
+    "sigmoid": (["+Wi", "1"], {"WindowCenter": 1500, "WindowWidth": 900, "VOILUTFunction": "SIGMOID"}),
+    "linear exact": (["+Wi", "1"], {"WindowCenter": 1500, "WindowWidth": 2100, "VOILUTFunction": "LINEAR_EXACT"}),
+    "rescaled": (
+        ["+Wi", "1"],
+        {"RescaleSlope": 0.5, "RescaleIntercept": -300, "WindowCenter": 500.5, "WindowWidth": 1100},
+    ),
+    "signed": (["+Wi", "1"], {**SIGNED, "WindowCenter": -200, "WindowWidth": 2500}),
+    "signed and rescaled": (
+        ["+Wi", "1"],
+        {**SIGNED, "RescaleSlope": 2, "RescaleIntercept": 1000, "WindowCenter": 1000, "WindowWidth": 5000},
+    ),
+    "MONOCHROME1": (
+        ["+Wi", "1"],
+        {"PhotometricInterpretation": "MONOCHROME1", "WindowCenter": 1500, "WindowWidth": 2100},
+    ),
+    **{
+        f"{photometric} of the shape {shape}": (
+            ["+Wi", "1"],
+            {
+                "PhotometricInterpretation": photometric,
+                "PresentationLUTShape": shape,
+                "WindowCenter": 1500,
+                "WindowWidth": 2100,
+            },
+        )
+        for photometric in ("MONOCHROME1", "MONOCHROME2")
+        for shape in ("IDENTITY", "INVERSE")
+    },
+    "VOI LUT": (["+Wl", "1"], {"VOILUTSequence": lut_item(0, 10, SQUARE)}),
+    "VOI LUT that begins late": (["+Wl", "1"], {"VOILUTSequence": lut_item(1000, 10, SQUARE[::2])}),
+    "modality LUT and window": (
+        ["+Wi", "1"],
+        {
+            "ModalityLUTSequence": [*lut_item(0, 16, SQUARE * 60)],
+            "WindowCenter": 30000,
+            "WindowWidth": 60000,
+        },
+    ),
+    "no window": (["+Wm"], {"bits": 16}),
+    "no window, signed": (["+Wm"], SIGNED),
+    "no window, MONOCHROME1": (["+Wm"], {"PhotometricInterpretation": "MONOCHROME1"}),
+}
+
+
+class TestGray:
+    @pytest.mark.parametrize("case", CASES)
+    def test_is_what_dcm2pnm_shows(self, case: str):
+        options, elements = CASES[case]
+        elements = dict(elements)
+        bits = elements.pop("bits", 12)
+        pixels = elements.pop("pixels", None)
+        if "ModalityLUTSequence" in elements:
+            elements["ModalityLUTSequence"][0].ModalityLUTType = "US"
+        content = dicom(phantom(bits) if pixels is None else pixels, bits, **elements)
+        picture = Image.open(io.BytesIO(run_tool("dcm2pnm", "+op", *options, content=content, suffix=".pgm")))
+        expected = np.asarray(picture).astype(int)
+        assert expected.std() > 20
+        assert np.abs(gray_of(content).astype(int) - expected).max() <= 2
+
+    def test_bits_above_the_stored_ones_are_no_part_of_a_pixel(self):
+        pixels = phantom(12)
+        with_overlay = dicom(pixels | 0xA000, 12)
+        np.testing.assert_array_equal(gray_of(with_overlay), gray_of(dicom(pixels, 12)))
+
+    def test_a_high_bit_of_its_own_is_heeded(self):
+        pixels = phantom(12)
+        np.testing.assert_array_equal(gray_of(dicom(pixels << 4, 12, HighBit=15)), gray_of(dicom(pixels, 12)))
+
+    @pytest.mark.parametrize(
+        "limits", [{"PixelPaddingValue": 0}, {"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 9}]
+    )
+    def test_padding_does_not_stretch_the_range(self, limits: dict[str, int]):
+        pixels = (phantom(12) // 4 + 3000).astype(np.uint16)
+        expected = gray_of(dicom(pixels, 12))
+        pixels[:20] = 0
+        pixels[20:40] = max(limits.values())
+        np.testing.assert_array_equal(gray_of(dicom(pixels, 12, **limits))[40:], expected[40:])
+
+    def test_monochrome1_and_2_of_one_image_have_one_probability(self, tmp_path):
+        pixels = phantom(12)
+        window = {"WindowCenter": 2048, "WindowWidth": 4096}
+        bright = gray_of(dicom(pixels, 12, **window))
+        inverted = gray_of(dicom(4095 - pixels, 12, PhotometricInterpretation="MONOCHROME1", **window))
+        assert np.abs(bright.astype(int) - inverted).max() <= 1
+        ensemble = Ensemble.load(write_tiny_ensemble(tmp_path))
+        probabilities = [ensemble.predict_study([gray]).probability for gray in (bright, inverted, 255 - bright)]
+        assert probabilities[1] == pytest.approx(probabilities[0], abs=1e-3)
+        assert probabilities[2] != pytest.approx(probabilities[0], abs=1e-3)
+
+
+class TestHeader:
+    def test_says_what_a_study_needs(self):
+        found = read_radiograph(dicom(phantom(12), 12, WindowCenter=2048, WindowWidth=4096))
+        assert (found.is_dicom, found.study_type, found.study_uid) == (True, "wrist", STUDY_UID)
+        assert found.pixel_spacing_mm == (0.2, 0.1)
+        assert found.warnings == ()
+        assert found.gray.dtype == np.uint8
+
+    def test_spacing_at_the_detector_does_as_well(self):
+        found = read_radiograph(dicom(phantom(8), PixelSpacing=None, ImagerPixelSpacing=[0.3, 0.4]))
+        assert found.pixel_spacing_mm == (0.3, 0.4)
+
+    @pytest.mark.parametrize(
+        ("elements", "words"),
+        [
+            ({}, "no window"),
+            ({"WindowCenter": 1, "WindowWidth": 0}, "no window"),
+            ({"PixelSpacing": None}, "no pixel spacing"),
+            ({"PixelSpacing": [0, 0]}, "no pixel spacing"),
+            ({"BurnedInAnnotation": "YES"}, "(0028,0301) BurnedInAnnotation is YES"),
+        ],
+    )
+    def test_warns(self, elements: dict[str, Any], words: str):
+        found = read_radiograph(dicom(phantom(8), **elements))
+        assert sum(words in warning for warning in found.warnings) == 1
+
+    @pytest.mark.parametrize(
+        ("body_part", "study_type"),
+        [
+            ("WRIST", "wrist"), ("Hand", "hand"), ("THUMB", "finger"), ("FINGERS", "finger"), ("FOREARM", "forearm"),
+            ("HUMERUS", "humerus"), ("UPPER ARM", "humerus"), ("UPPER_ARM", "humerus"), ("SHOULDER LEFT", "shoulder"),
+            ("L-ELBOW", "elbow"), ("WRIST_RT", "wrist"), ("RADIUS/ULNA", "forearm"), ("UP_EXM", None), ("ARM", None),
+            ("EXTREMITY", None), ("CHEST", None), ("HAND AND WRIST", None), ("HAND\\WRIST", None), ("", None),
+        ],
+    )  # fmt: skip
+    def test_study_type_of_a_body_part_is_never_a_guess(self, body_part: str, study_type: str | None):
+        assert study_type_of_body_part(body_part) == study_type
+
+
+class TestKinds:
+    def test_png_and_jpeg_are_read_as_ever(self):
+        pixels, file = phantom(8), io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        found = read_radiograph(file.getvalue())
+        np.testing.assert_array_equal(found.gray, pixels)
+        assert (found.is_dicom, found.study_uid, found.warnings) == (False, None, ())
+
+    @pytest.mark.parametrize("explicit", [True, False])
+    def test_dicom_without_preamble(self, explicit: bool):
+        whole = dicom(phantom(12), 12)
+        bare = whole[132:] if explicit else saved_bare(dcmread(io.BytesIO(whole)))
+        assert is_dicom(bare)
+        assert b"DICM" not in bare[:140]
+        np.testing.assert_array_equal(gray_of(bare), gray_of(whole))
+
+    def test_a_file_of_two_kinds_is_refused(self):
+        content = dicom(phantom(8))
+        for start in (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"):
+            with pytest.raises(ValueError, match="at once"):
+                read_radiograph(start + content[len(start) :])
+
+    @pytest.mark.parametrize("content", [b"", b"DICM", b"\x08\x00", b"MURA" * 100, b"\x08\x00\x05\x00\xff\xff\xff\x7f"])
+    def test_other_content_is_none(self, content: bytes):
+        assert not is_dicom(content)
+        with pytest.raises(ValueError, match="not a PNG or JPEG image"):
+            read_radiograph(content)
+
+
+def saved_bare(found: Dataset) -> bytes:
+    """Neither preamble nor group 0002, implicit."""
+    file = io.BytesIO()
+    del found.file_meta, found.preamble
+    found.save_as(file, implicit_vr=True, little_endian=True, enforce_file_format=False)
+    return file.getvalue()
+
+
+SMALL = np.arange(64, dtype=np.uint8).reshape(8, 8)
+REFUSED = {
+    "another modality": ({"Modality": "CT"}, r"\(0008,0060\) Modality is 'CT': send radiographs, of CR, DX, RF"),
+    "secondary captures": ({"Modality": "OT"}, "Modality is 'OT'"),
+    "no modality": ({"Modality": None}, "Modality is missing"),
+    "a name for a modality": ({"Modality": PATIENT}, "Modality is unreadable"),
+    "several frames": ({"NumberOfFrames": 2}, r"\(0028,0008\) NumberOfFrames is 2: send single frames"),
+    "no pixels": ({"PixelData": None}, r"\(7fe0,0010\) PixelData is missing"),
+    "colour": ({"PhotometricInterpretation": "RGB"}, "PhotometricInterpretation is 'RGB': send MONOCHROME1"),
+    "samples": ({"SamplesPerPixel": 3}, "SamplesPerPixel is 3"),
+    "raw detector data": ({"SOPClassUID": DigitalXRayImageStorageForProcessing}, "FOR PROCESSING: send the image"),
+    "for processing": ({"PresentationIntentType": "FOR PROCESSING"}, "FOR PROCESSING: send the image"),
+    "too many pixels": ({"Rows": 9000, "Columns": 9000}, f"9000 x 9000 pixels: the limit is {MAX_PIXELS:,}"),
+    "no rows": ({"Rows": 0}, r"\(0028,0010\) Rows is 0"),
+    "rows missing": ({"Rows": None}, "Rows is missing"),
+    "32 bits": ({"BitsAllocated": 32}, "BitsAllocated is 32: send 8 or 16"),
+    "few bits": ({"BitsStored": 4, "HighBit": 3}, "BitsStored is 4"),
+    "many bits": ({"BitsStored": 12}, "BitsStored is 12 of 8"),
+    "high bit": ({"HighBit": 3}, "HighBit is 3"),
+    "too few rows of pixels": ({"Rows": 9}, r"PixelData has 64 bytes, and 9 rows of 8 are due"),
+    "too many rows of pixels": ({"Rows": 7}, r"PixelData has 64 bytes, and 7 rows of 8 are due"),
+    "an endless body part": ({"BodyPartExamined": "A " * 3000}, "BodyPartExamined has 6,000 bytes"),
+    "another window": ({"WindowCenter": 1, "WindowWidth": 2, "VOILUTFunction": "CUBIC"}, "VOILUTFunction is 'CUBIC'"),
+}
+
+
+class TestRefused:
+    @pytest.mark.filterwarnings("ignore::UserWarning:pydicom")  # of what we write
+    @pytest.mark.parametrize("case", REFUSED)
+    def test_says_element_value_and_remedy(self, case: str):
+        elements, words = REFUSED[case]
+        content = dicom(SMALL, **elements)
+        with pytest.raises(ValueError, match=words):
+            read_radiograph(content)
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [("1e400", "is no number"), ("nan", "is no number"), ("MILLER^ANNA", "is no number")],
+    )
+    def test_numbers_that_are_none(self, text: str, words: str):
+        content = dicom(SMALL, RescaleSlope="1.23456789012", RescaleIntercept=0)
+        with pytest.raises(ValueError, match=rf"\(0028,1053\) RescaleSlope {words}") as caught:
+            read_radiograph(content.replace(b"1.23456789012 ", text.encode().ljust(14)))
+        assert "MILLER" not in str(caught.value)
+
+    @pytest.mark.parametrize("name", [*LOSSLESS, *LOSSY])
+    def test_a_file_that_is_cut_off(self, name: str):
+        plain = dicom(phantom(8))
+        content = (LOSSLESS.get(name) or LOSSY[name][1])(plain)
+        for length in (140, 300, 900, len(content) // 2, len(content) - 400):
+            with pytest.raises(ValueError, match=r"cut off|missing|damaged|due"):
+                read_radiograph(content[:length])
+
+    @pytest.mark.parametrize("name", [name for name in (*LOSSLESS, *LOSSY) if "JPEG" in name or "RLE" in name])
+    def test_a_frame_that_is_cut_off(self, name: str):
+        content = (LOSSLESS.get(name) or LOSSY[name][1])(dicom(phantom(8)))
+        frame = frame_of(content)
+        for length in (2, 4, 20, 70, len(frame) // 2, len(frame) - 300):
+            with pytest.raises(ValueError, match=r"PixelData|damaged"):
+                read_radiograph(with_frame(content, frame[:length]))
+
+    @pytest.mark.parametrize(
+        "name", ["JPEG lossless, process 14", "JPEG-LS by dcmtk", "JPEG 2000 lossless", "JPEG baseline"]
+    )
+    def test_a_frame_of_another_size(self, name: str):
+        content = (LOSSLESS.get(name) or LOSSY[name][1])(dicom(phantom(8)))
+        found = dcmread(io.BytesIO(content))
+        found.Rows, found.Columns = found.Rows // 2, found.Columns * 2
+        with pytest.raises(ValueError, match="the frame says"):
+            read_radiograph(saved(found))
+
+    def test_several_frames_in_disguise(self):
+        content = run_tool("dcmcrle", content=dicom(np.stack([SMALL] * 2).reshape(16, 8), Rows=8, NumberOfFrames=2))
+        found = dcmread(io.BytesIO(content))
+        del found.NumberOfFrames
+        with pytest.raises(ValueError, match="several frames"):
+            read_radiograph(saved(found))
+
+
+def start_of_elements(content: bytes) -> int:
+    """Behind group 0002, whose first element says its length."""
+    return 144 + struct.unpack_from("<I", content, 140)[0]
+
+
+def raw_element(tag: int, vr: bytes, value: bytes) -> bytes:
+    return struct.pack("<HH", tag >> 16, tag & 0xFFFF) + vr + struct.pack("<H", len(value)) + value
+
+
+def deflated(content: bytes, more: int) -> bytes:
+    """A deflated file with zeros behind its elements."""
+    found = dcmread(io.BytesIO(content))
+    found.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    whole = saved(found)
+    start = start_of_elements(whole)
+    elements = zlib.decompress(whole[start:], -zlib.MAX_WBITS)
+    packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    pieces = [packer.compress(elements), *(packer.compress(bytes(2**20)) for _ in range(more)), packer.flush()]
+    return whole[:start] + b"".join(pieces)
+
+
+def nested(depth: int) -> bytes:
+    """A sequence in a sequence, and so on, before the pixels."""
+    opening = b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff"
+    closing = b"\xfe\xff\x0d\xe0\0\0\0\0\xfe\xff\xdd\xe0\0\0\0\0"
+    return inserted(opening * depth + closing * depth)
+
+
+def inserted(elements: bytes) -> bytes:
+    """A file with these bytes before its modality."""
+    content = dicom(SMALL)
+    place = content.index(b"\x08\x00\x60\x00CS")
+    return content[:place] + elements + content[place:]
+
+
+def jpeg_2000_with(place: int, value: bytes) -> bytes:
+    content = jpeg_2000(dicom(phantom(8)))
+    frame = frame_of(content)
+    return with_frame(content, frame[:place] + value + frame[place + len(value) :])
+
+
+def endless_segments() -> bytes:
+    content = jpeg_2000(dicom(phantom(8)))
+    frame = frame_of(content)
+    place = frame.index(b"\xff\x52")  # behind SIZ
+    return with_frame(content, frame[:place] + b"\xff\x64\0\2" * 10**6 + frame[place:])
+
+
+HOSTILE = {
+    "a bomb in a deflated file": lambda: deflated(dicom(SMALL), more=400),
+    "sequences nested 100,000 deep": lambda: nested(100_000),
+    "a million items": lambda: inserted(
+        b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\0\0\0\0" * 10**6
+    ),
+    "a million elements": lambda: inserted(raw_element(0x00080041, b"LO", b"") * 10**6),
+    "a length of four gigabytes": lambda: inserted(b"\x08\x00\x41\x00UT\0\0\xfe\xff\xff\xff"),
+    "an endless sequence": lambda: inserted(b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff"),
+    "a million tiles": lambda: jpeg_2000_with(24, struct.pack(">II", 1, 1)),
+    "segments without end": endless_segments,
+}
+
+
+class TestHostile:
+    @pytest.mark.parametrize("case", HOSTILE)
+    def test_costs_little_and_is_refused(self, case: str):
+        content = HOSTILE[case]()
+        tracemalloc.start()
+        try:
+            started = time.process_time()
+            with pytest.raises(ValueError, match=r".{20}"):
+                read_radiograph(content)
+            assert time.process_time() - started < 5
+            assert tracemalloc.get_traced_memory()[1] < 400 * 2**20
+        finally:
+            tracemalloc.stop()
+
+    def test_pixels_too_many_are_refused_before_they_are_decoded(self, monkeypatch: pytest.MonkeyPatch):
+        def decoded(*_: object) -> None:
+            raise AssertionError("decoded")
+
+        content = run_tool("dcmcjpeg", "+e1", content=dicom(phantom(12), 12))
+        found = dcmread(io.BytesIO(content))
+        found.Rows = found.Columns = 65535
+        monkeypatch.setattr(dicom_module, "decode_frame", decoded)
+        with pytest.raises(ValueError, match="65535 x 65535"):
+            read_radiograph(saved(found))
+
+    @pytest.mark.parametrize("place", range(12))
+    def test_mutated_files_are_read_or_refused_without_a_name(self, place: int, caplog: pytest.LogCaptureFixture):
+        """Twelve kinds of files, 25 mutations each."""
+        caplog.set_level(logging.DEBUG)
+        content = fuzzed_files()[place]
+        for number in range(25):
+            rng = random.Random(f"{FUZZ_SEED} {place} {number}")
+            mutated = mutate(content, rng)
+            started = time.monotonic()
+            with warnings.catch_warnings(record=True) as warned:
+                warnings.simplefilter("always")
+                try:
+                    found = read_radiograph(mutated)
+                    told = f"{found.warnings} {found.study_type}"
+                except ValueError as error:
+                    told = f"{error} {error.__cause__}"
+            assert time.monotonic() - started < 10, (FUZZ_SEED, place, number)
+            assert not warned, (FUZZ_SEED, place, number)
+            assert not re.search("MILLER|ANNA|4711|19010203", told), (FUZZ_SEED, place, number)
+        assert not caplog.text
+
+    def test_what_pydicom_warns_of_is_not_told(
+        self, recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture
+    ):
+        content = dicom(SMALL, SpecificCharacterSet="ISO_IR 100").replace(b"ISO_IR 100", b"MILLER_ANN")
+        read_radiograph(content)
+        assert not list(recwarn)
+        assert not caplog.text
+
+
+def fuzzed_files() -> list[bytes]:
+    square, plain = phantom(8)[:64, :64], {"WindowCenter": 100, "WindowWidth": 90}
+    files = [dicom(square), dicom(square, VOILUTSequence=lut_item(0, 10, SQUARE[:256]), **plain)]
+    encoders = [*(LOSSLESS[name] for name in LOSSLESS if "pydicom" not in name), LOSSY["JPEG baseline"][1]]
+    return [*files, *(encode(files[0]) for encode in encoders)][:12]
+
+
+def mutate(content: bytes, rng: random.Random) -> bytes:
+    """Changes, removes, repeats or cuts off bytes, header bytes more often than others."""
+    mutated = bytearray(content)
+    for _ in range(rng.choice([1, 1, 2, 4, 16])):
+        place = rng.randrange(132, min(len(mutated), 1200) if rng.random() < 0.7 else len(mutated))
+        kind = rng.random()
+        if kind < 0.7:
+            mutated[place] = rng.choice([0, 0xFF, rng.randrange(256), mutated[place] ^ 1 << rng.randrange(8)])
+        elif kind < 0.8:
+            del mutated[place : place + rng.randrange(1, 9)]
+        elif kind < 0.9:
+            mutated[place:place] = mutated[place : place + rng.randrange(1, 40)]
+        else:
+            mutated[place : place + 4] = rng.choice([b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\0"])
+    return bytes(mutated[: rng.randrange(132, len(mutated))] if rng.random() < 0.1 else mutated)
+
+
+def test_implicit_files_that_say_explicit_are_read():
+    """As some writers leave them."""
+    whole = dicom(phantom(12), 12)
+    content = whole[: start_of_elements(whole)] + saved_bare(dcmread(io.BytesIO(whole)))
+    np.testing.assert_array_equal(gray_of(content), gray_of(whole))

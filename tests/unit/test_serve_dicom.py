@@ -1,0 +1,236 @@
+"""DICOM and zips through the HTTP interface."""
+
+import io
+import shutil
+import struct
+import subprocess
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+from dicom_files import STUDY_UID, dicom, phantom, run_tool
+from pydicom.filereader import dcmread
+from test_serve_api import CAM, LEFT, MeanGray, client_of, post, problem_of
+
+from mura_ray.images import read_gray
+from mura_ray.render.overlay import overlay
+from serve.api import NOTICE, PREDICT_DICOM_PATH
+
+WINDOW = {"WindowCenter": 2048, "WindowWidth": 4096}
+PIXELS = phantom(12)
+PLAIN = dicom(PIXELS, 12, **WINDOW)
+OTHER = dicom(PIXELS // 2, 12, SOPInstanceUID=f"{STUDY_UID}.1.2", **WINDOW)
+
+
+def zipped(*files: tuple[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive:
+        for name, content in files:
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+def post_dicom(client, *views):
+    return client.post(PREDICT_DICOM_PATH, files=[("views", view) for view in views])
+
+
+class TestDicom:
+    def test_is_answered_like_a_picture_with_what_its_header_says(self):
+        burned = dicom(PIXELS, 12, BurnedInAnnotation="YES", **WINDOW)
+        answer = post(client_of(), ("a.dcm", PLAIN), ("b.dcm", burned)).json()
+        assert answer["study_type"] == "wrist"
+        assert answer["views"][0]["probability"] == pytest.approx((PIXELS / 4095).mean(), abs=0.01)
+        assert (answer["views"][0]["height"], answer["views"][0]["width"]) == PIXELS.shape
+        (warning,) = answer["warnings"]
+        assert warning.startswith("b.dcm: (0028,0301) BurnedInAnnotation is YES")
+
+    def test_the_caller_knows_the_study_type_better_and_is_told_of_another(self):
+        answer = post(client_of(), ("a.dcm", PLAIN), study_type="hand").json()
+        assert answer["study_type"] == "hand"
+        assert answer["warnings"] == ["a.dcm: BodyPartExamined (0018,0015) says wrist, not hand"]
+
+    def test_views_that_disagree_have_no_study_type(self):
+        hand = dicom(PIXELS // 2, 12, BodyPartExamined="HAND", **WINDOW)
+        answer = post(client_of(), ("a.dcm", PLAIN), ("b.dcm", hand)).json()
+        assert answer["study_type"] is None
+        assert answer["warnings"] == ["b.dcm: BodyPartExamined (0018,0015) says hand, not wrist"]
+
+    def test_views_of_several_studies_are_refused(self):
+        other = dicom(PIXELS, 12, StudyInstanceUID="1.2.3", **WINDOW)
+        problem = problem_of(post(client_of(), ("a.dcm", PLAIN), ("b.dcm", other), ("c.png", LEFT)))
+        assert (problem["status"], problem["type"]) == (422, "urn:mura-ray:problem:several-studies")
+        assert "a.dcm, b.dcm" in problem["detail"]
+        assert "1.2.3" not in problem["detail"]
+
+    def test_a_refusal_names_the_view_and_no_patient(self, caplog: pytest.LogCaptureFixture):
+        caplog.set_level(0)
+        response = post(client_of(), ("a.dcm", dicom(PIXELS, 12, Modality="MR")))
+        problem = problem_of(response)
+        assert (problem["status"], problem["view"]) == (422, "a.dcm")
+        assert "Modality is 'MR'" in problem["detail"]
+        assert "MILLER" not in response.text + caplog.text
+
+
+class TestZip:
+    def test_holds_a_whole_study(self):
+        content = zipped(
+            ("study/", b""), ("study/a.dcm", PLAIN), ("study/b", OTHER), ("DICOMDIR", b"index"), ("__MACOSX/._a", b"x")
+        )
+        answer = post(client_of(), ("study.zip", content), ("c.png", LEFT)).json()
+        assert [view["name"] for view in answer["views"]] == ["study/a.dcm", "study/b", "c.png"]
+        assert answer["warnings"] == []
+
+    def test_stored_is_as_good_as_deflated(self):
+        content = zipped(("a.dcm", PLAIN), method=zipfile.ZIP_STORED)
+        assert post(client_of(), ("study.zip", content)).status_code == 200
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            (zipped(("inner.zip", zipped(("a.dcm", PLAIN)))), "inner.zip in the zip is a zip itself"),
+            (zipped(("a.dcm", PLAIN), method=zipfile.ZIP_LZMA), "by an unusual method"),
+            (zipped(("a.dcm", PLAIN))[:-30], "the zip is damaged"),
+            (zipped(("a.dcm", PLAIN))[:-8] + b"\0\0\0\0\0\0\0\0", "the zip is damaged"),
+            (b"PK\x03\x04" + bytes(100), "the zip is damaged"),
+            (zipped(), "the zip holds no files"),
+            (zipped(("notes.txt", b"notes")), "notes.txt: not a PNG or JPEG image"),
+        ],
+    )
+    def test_of_another_kind_is_refused(self, content: bytes, words: str):
+        problem = problem_of(post(client_of(), ("study.zip", content)))
+        assert problem["status"] == 422
+        assert words in problem["detail"]
+
+    def test_with_a_flipped_bit_is_refused(self):
+        content = bytearray(zipped(("a.dcm", PLAIN), method=zipfile.ZIP_STORED))
+        content[2000] ^= 1
+        assert "BadZipFile" in problem_of(post(client_of(), ("study.zip", bytes(content))))["detail"]
+
+    def test_with_a_password_is_refused(self):
+        content = bytearray(zipped(("a.dcm", PLAIN)))
+        for start, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+            content[content.index(start) + place] |= 1
+        assert "is encrypted" in problem_of(post(client_of(), ("study.zip", bytes(content))))["detail"]
+
+    def test_has_as_many_views_as_a_request(self):
+        content = zipped(*((f"{number}.png", LEFT) for number in range(3)))
+        assert post(client_of(views=3), ("study.zip", content)).status_code == 200
+        problem = problem_of(post(client_of(views=3), ("study.zip", content), ("b.png", LEFT)))
+        assert (problem["status"], problem["limit"]) == (413, 3)
+
+    def test_is_counted_while_it_inflates(self):
+        bomb = zipped(("zeros.dcm", bytes(2**22)))
+        assert len(bomb) < 2**14
+        problem = problem_of(post(client_of(view_bytes=2**20), ("study.zip", bomb)))
+        assert (problem["status"], problem["limit"], problem["view"]) == (413, 2**20, "zeros.dcm")
+
+    def test_may_lie_of_its_size_without_gain(self):
+        content = bytearray(zipped(("zeros.dcm", bytes(2**22))))
+        for start, place in ((b"PK\x03\x04", 22), (b"PK\x01\x02", 24)):
+            struct.pack_into("<I", content, content.index(start) + place, 100)
+        assert problem_of(post(client_of(view_bytes=2**20), ("study.zip", bytes(content))))["status"] in (413, 422)
+
+    def test_is_bounded_in_all(self):
+        content = zipped(*((f"{number}.png", LEFT) for number in range(3)))
+        assert post(client_of(study_bytes=3 * len(LEFT)), ("study.zip", content)).status_code == 200
+        problem = problem_of(post(client_of(study_bytes=3 * len(LEFT) - 1), ("study.zip", content)))
+        assert (problem["status"], problem["limit"]) == (413, 3 * len(LEFT) - 1)
+
+    def test_a_huge_directory_is_refused_before_it_is_read(self, monkeypatch: pytest.MonkeyPatch):
+        content = zipped(*((f"{number:060}", b"") for number in range(4000)))
+        monkeypatch.setattr("serve.decoding.zipfile.ZipFile", None)
+        assert "the zip is damaged or of an unusual kind" in problem_of(post(client_of(), ("a.zip", content)))["detail"]
+
+    def test_may_be_larger_than_a_view(self):
+        content = zipped(("a.png", LEFT), ("b.png", LEFT), method=zipfile.ZIP_STORED)
+        assert len(content) > len(LEFT)
+        assert post(client_of(view_bytes=len(LEFT)), ("study.zip", content)).status_code == 200
+
+
+@pytest.fixture(scope="module")
+def objects() -> dict[str, bytes]:
+    named = dicom(PIXELS, 12, PatientName="MÜLLER^ÄNNE", SpecificCharacterSet="ISO_IR 100", **WINDOW)
+    response = post_dicom(client_of(), ("a.dcm", named), ("b.dcm", OTHER))
+    assert response.headers["content-type"] == "application/zip"
+    with zipfile.ZipFile(io.BytesIO(response.content)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+class TestDicomAnswer:
+    def test_has_an_overlay_for_each_view_and_a_report(self, objects: dict[str, bytes]):
+        assert list(objects) == ["overlay-1.dcm", "overlay-2.dcm", "report.dcm"]
+        capture = dcmread(io.BytesIO(objects["overlay-2.dcm"]))
+        assert (capture.StudyInstanceUID, str(capture.PatientName)) == (STUDY_UID, "MILLER^ANNA")
+        assert capture.SourceImageSequence[0].ReferencedSOPInstanceUID == f"{STUDY_UID}.1.2"
+        gray = np.rint((PIXELS // 2) / 4095 * 255).astype(np.uint8)
+        np.testing.assert_allclose(capture.pixel_array, overlay(gray, CAM), atol=2)
+        assert NOTICE in capture.DerivationDescription
+        assert str(dcmread(io.BytesIO(objects["overlay-1.dcm"])).PatientName) == "MÜLLER^ÄNNE"
+
+    def test_the_report_says_what_the_json_says(self, objects: dict[str, bytes]):
+        prediction = MeanGray().predict_study([read_gray_of(PIXELS), read_gray_of(PIXELS // 2)])
+        text = run_report(objects["report.dcm"])
+        (study, *views) = [float(line.split('="')[1].split('"')[0]) for line in text if '"Probability of abn' in line]
+        assert study == pytest.approx(prediction.probability, abs=0.01)
+        assert views == pytest.approx([view.probability for view in prediction.views], abs=0.01)
+        told = "\n".join(text)
+        for words in ("mura_ray", "0123456789abcdef", NOTICE, "threshold 0.5", "Source of Measurement", '"Normal"'):
+            assert words in told
+
+    def test_is_valid(self, objects: dict[str, bytes], tmp_path):
+        """By dicom3tools; all that it warns of is that our codes are private."""
+        assert shutil.which("dciodvfy")
+        for name, content in objects.items():
+            (tmp_path / name).write_bytes(content)
+            told = subprocess.run(
+                ["dciodvfy", str(tmp_path / name)], capture_output=True, text=True
+            ).stderr.splitlines()
+            complaints = [line for line in told if line.startswith(("Error", "Warning"))]
+            assert [line for line in complaints if "<99MURA>" not in line] == []
+
+    def test_other_files_are_refused(self):
+        problem = problem_of(post_dicom(client_of(), ("a.dcm", PLAIN), ("b.png", LEFT)))
+        assert (problem["status"], problem["view"]) == (422, "b.png")
+
+    def test_a_view_that_is_no_ones_is_refused(self):
+        nameless = dicom(PIXELS, 12, SeriesInstanceUID=None, **WINDOW)
+        problem = problem_of(post_dicom(client_of(), ("a.dcm", nameless)))
+        assert problem["status"] == 422
+        assert "SeriesInstanceUID is missing" in problem["detail"]
+
+    def test_requests_are_limited_as_those_for_json(self):
+        response = client_of().post(PREDICT_DICOM_PATH, content=PLAIN, headers={"content-type": "application/dicom"})
+        assert problem_of(response)["status"] == 415
+
+    @pytest.mark.parametrize("name", ["M\\N", "no caret", "=", "^" * 80])
+    def test_odd_names_are_neither_told_nor_fatal(self, name: str, recwarn: pytest.WarningsRecorder, caplog):
+        caplog.set_level(0)
+        content = PLAIN.replace(b"MILLER^ANNA ", name.encode().ljust(12)[:12])
+        response = post_dicom(client_of(), ("a.dcm", content))
+        assert response.status_code in (200, 422)
+        assert not list(recwarn)
+        assert name not in caplog.text
+
+
+def read_gray_of(pixels: np.ndarray) -> np.ndarray:
+    file = io.BytesIO()
+    file.write(run_tool("dcm2pnm", "+on", "+Wi", "1", content=dicom(pixels, 12, **WINDOW), suffix=".png"))
+    return read_gray(file.getvalue())
+
+
+def run_report(content: bytes) -> list[str]:
+    """The report as dcmtk shows it."""
+    return (
+        subprocess.run(["dsrdump", "+Pl", "-"], input=content, capture_output=True, check=True)
+        .stdout.decode()
+        .splitlines()
+    )
+
+
+def test_zlib_errors_of_a_zip_are_problems():
+    content = bytearray(zipped(("a.dcm", PLAIN)))
+    content[60:90] = bytes(30)
+    with pytest.raises(zlib.error):
+        zipfile.ZipFile(io.BytesIO(bytes(content))).read("a.dcm")
+    assert problem_of(post(client_of(), ("study.zip", bytes(content))))["status"] == 422
