@@ -32,7 +32,9 @@ PHANTOMS = (
 
 def main() -> int:
     """Takes the picture; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m tests.browser.screenshot", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.browser.screenshot", description="Takes the picture of the viewer in docs/."
+    )
     parser.add_argument("--ensemble", required=True, help="folder of an ensemble.json")
     parser.add_argument("--out", type=Path, required=True, help="PNG or JPEG file to write")
     parser.add_argument("--studies", type=Path, nargs="*", help="folders to drop (default: phantom studies)")
@@ -56,8 +58,7 @@ def main() -> int:
         wait_for_pictures(page)
         page.mouse.move(0, 0)
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        jpeg = {"quality": 88} if options.out.suffix in (".jpg", ".jpeg") else {}
-        page.screenshot(path=options.out, **jpeg)
+        page.screenshot(path=options.out, quality=88 if options.out.suffix in (".jpg", ".jpeg") else None)
     num_bytes = options.out.stat().st_size
     print(f"wrote {options.out}, {num_bytes:,} bytes")
     return 0
