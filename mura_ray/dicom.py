@@ -414,8 +414,9 @@ def _samples(header: _Header, size: FrameSize) -> np.ndarray:
         file = _Reader(value)
         if len(parse_basic_offsets(file)) > 1:
             _refuse("PixelData", "has several frames", "send single frames")
+        frame = b"".join(generate_fragments(file))
         try:
-            return decode_frame(header.syntax, b"".join(generate_fragments(file)), size)
+            return decode_frame(header.syntax, frame, size)
         except ValueError as error:
             _refuse("PixelData", f"cannot be decoded, {error}", _AGAIN)
     row = size.columns * size.sample_bytes

@@ -1,3 +1,4 @@
+import hashlib
 import io
 import logging
 import os
@@ -8,6 +9,7 @@ import time
 import tracemalloc
 import warnings
 import zlib
+from pathlib import Path
 from typing import Any
 
 import imagecodecs
@@ -28,11 +30,22 @@ from pydicom.uid import (
 from tiny_ensemble import write_tiny_ensemble
 
 from mura_ray import dicom as dicom_module
+from mura_ray.data.table import read_collection
 from mura_ray.dicom import is_dicom, read_radiograph, study_type_of_body_part
 from mura_ray.dicom_frames import SYNTAXES, FrameSize, decode_frame
-from mura_ray.images import MAX_PIXELS
+from mura_ray.distributed.shard_task import (
+    DamagedImage,
+    ShardJob,
+    ShardRecord,
+    SourceImage,
+    StoredImage,
+    convert_shard,
+)
+from mura_ray.images import MAX_PIXELS, read_gray, resize_gray
 from mura_ray.model.ensemble import Ensemble
+from mura_ray.s3 import FileStat
 
+FRACATLAS = Path(__file__).parents[3] / "shared" / "fracatlas-sample"
 FUZZ_SEED = int(os.environ.get("MURA_FUZZ_SEED", "0"))
 
 
@@ -544,3 +557,46 @@ def test_implicit_files_that_say_explicit_are_read():
     whole = dicom(phantom(12), 12)
     content = whole[: start_of_elements(whole)] + saved_bare(dcmread(io.BytesIO(whole)))
     np.testing.assert_array_equal(gray_of(content), gray_of(whole))
+
+
+@pytest.mark.skipif(not FRACATLAS.is_dir(), reason="the FracAtlas sample does not lie beside the repository")
+@pytest.mark.parametrize("name", ["JPEG lossless, selection value 1", "JPEG-LS by dcmtk", "JPEG 2000 lossless"])
+def test_real_radiographs_are_the_same_as_dicom(name: str):
+    num_read = 0
+    for path in sorted(FRACATLAS.glob("images/*/*.jpg"))[:6]:
+        try:
+            gray = read_gray(path.read_bytes())
+        except ValueError:  # some of the sample are damaged
+            continue
+        content = LOSSLESS[name](dicom(gray, WindowCenter=128, WindowWidth=256))
+        np.testing.assert_array_equal(gray_of(content), gray)
+        num_read += 1
+    assert num_read >= 4
+
+
+def test_a_table_of_dicom_files_is_converted(tmp_path: Path):
+    rows = ["path,patient,study,study_type,label,split"]
+    images = []
+    for number in range(3):
+        content = dicom(phantom(12), 12) if number < 2 else dicom(phantom(8), Modality="CT")
+        (tmp_path / f"{number}.dcm").write_bytes(content)
+        rows.append(f"{number}.dcm,p{number},s1,wrist,{number % 2},train")
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    collection = read_collection(tmp_path / "table.csv")
+    for sample_id, study in enumerate(collection.splits["train"]):
+        images.append(SourceImage(sample_id, study.views[0], study, FileStat(1, "1")))
+    job = ShardJob(collection.root, str(tmp_path / "data"), "train/shard-00000.beton", 32, tuple(images))
+    *_, record = convert_shard(job)
+    assert isinstance(record, ShardRecord)
+    first, second, refused = record.results
+    assert isinstance(refused, DamagedImage)
+    assert "Modality is 'CT'" in refused.reason
+    resized = resize_gray(gray_of(dicom(phantom(12), 12)), 32)
+    stored = StoredImage(
+        width=phantom(12).shape[1],
+        height=phantom(12).shape[0],
+        sha256=hashlib.sha256(resized.tobytes()).hexdigest(),
+    )
+    assert first == second == stored
+    assert record.shard is not None
+    assert record.shard.count == 2
