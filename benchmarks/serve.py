@@ -308,7 +308,8 @@ def _overload(ask: _Asking, server: "Server", goals: Goals) -> dict[str, Any]:
     with _sampled(server.pid, samples):
         load = ask.open(server.url, 10 * capacity, 60 * ask.arguments.soak_minutes)
     settled = [sample for sample in samples if sample[0] > samples[-1][0] / 2]
-    slope = float(np.polyfit(*zip(*settled, strict=True), 1)[0] * 60) if len(settled) > 2 else float("nan")
+    times, rss = np.array(settled).T
+    slope = float(np.polyfit(times, rss, 1)[0] * 60) if len(settled) > 2 else float("nan")
     others = {status: count for status, count in load.statuses.items() if status not in (200, 429)}
     print(f"overload: {10 * capacity:.1f} studies/s for {ask.arguments.soak_minutes:g} minutes, "
           f"{dict(sorted(load.statuses.items()))}, clients' CPU {100 * load.client_cpu:.0f} %\n")  # fmt: skip

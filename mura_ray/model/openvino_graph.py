@@ -35,7 +35,8 @@ def build_graph(networks: Sequence[AbnormalityNet], image_size: int) -> openvino
     pixels = ops.parameter([-1, 1, image_size, image_size], dtype=np.uint8, name="pixels")
     gray = ops.convert(pixels, "f32")
     logits, maps = zip(*(_member(network, gray, image_size) for network in networks), strict=True)
-    return openvino.Model([ops.concat(list(logits), 1), ops.concat(list(maps), 1)], [pixels], "ensemble")
+    outputs = [ops.concat(list(logits), 1), ops.concat(list(maps), 1)]
+    return openvino.Model(outputs, [pixels], "ensemble")  # pyright: ignore[reportGeneralTypeIssues]
 
 
 def _member(network: AbnormalityNet, gray: Any, image_size: int) -> tuple[Any, Any]:
