@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+from ray.exceptions import AuthenticationError
 
 from mura_ray import cli, store
 from mura_ray.config import Locations
@@ -47,8 +48,13 @@ def _rollout(arguments: argparse.Namespace) -> None:
     ensemble = _resolve(arguments.ensemble)
     shadow = arguments.shadow and _resolve(arguments.shadow)
     ids = [Ensemble.load(uri).description.id for uri in (ensemble, shadow) if uri]
-    client = ServeSubmissionClient(arguments.address)
-    details = client.get_serve_details()
+    try:
+        client = ServeSubmissionClient(arguments.address)
+        details = client.get_serve_details()
+    except (ConnectionError, RuntimeError, AuthenticationError) as error:
+        raise ValueError(
+            f"cannot talk to Ray at {arguments.address}: {error}; --address is where `serve run` says the dashboard is"
+        ) from error
     client.deploy_applications(config_with_release(details, {"ensemble": ensemble, "shadow": shadow}))
     options = details["http_options"]
     url = f"http://{options['host']}:{options['port']}"

@@ -3,6 +3,8 @@
 import io
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +19,6 @@ from PIL import Image
 from mura_ray.images import read_gray
 from mura_ray.model.ensemble import Ensemble
 from mura_ray.ports import free_port
-from serve.rollout import main as rollout
 from tests.serving import CONFIG, dashboard_of, pids_of_session, ready, served, wait_until, write_random_ensemble
 
 pytestmark = pytest.mark.slow
@@ -92,10 +93,9 @@ def test_no_study_is_lost_or_mixed_up_while_ensembles_change_and_a_replica_dies(
         for number in range(NUM_STUDIES):
             clients.submit(one, number)
         wait_for(20)
-        assert rollout([str(spring), "--address", dashboard_of(log)]) == 0
+        assert rollout(log, spring)[0] == 0
         os.kill(replicas(process)[0], signal.SIGKILL)
-        os.environ["MURA_RUNS"] = str(folder / "runs")
-        assert rollout([winter_id, "--address", dashboard_of(log)]) == 0
+        assert rollout(log, winter_id, runs=folder / "runs")[0] == 0
     assert len(responses) == NUM_STUDIES
     ids = set()
     for number, response in responses:
@@ -110,6 +110,23 @@ def test_no_study_is_lost_or_mixed_up_while_ensembles_change_and_a_replica_dies(
     assert httpx.get(f"{url}/v1/ensemble").json()["id"] == winter_id
 
 
+def rollout(log, *arguments, runs=None):
+    """The command as a user gives it; its exit status and what it says is wrong."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | {
+        "RAY_AUTH_MODE": "token"
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "serve.rollout", *map(str, arguments), "--address", dashboard_of(log)],
+        env=kept | ({"MURA_RUNS": str(runs)} if runs else {}),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    print(done.stdout, done.stderr)
+    return done.returncode, done.stderr
+
+
 def replicas(process):
     """Process numbers of the replicas."""
     found = []
@@ -119,11 +136,12 @@ def replicas(process):
     return found
 
 
-def test_an_ensemble_that_is_not_whole_is_refused_and_the_old_one_goes_on(folders, server, capsys):
+def test_an_ensemble_that_is_not_whole_is_refused_and_the_old_one_goes_on(folders, server):
     _, _, spring = folders
     url, _, log = server
     (spring / "member-4.safetensors").write_bytes(b"")
     before = httpx.get(f"{url}/v1/ensemble").json()["id"]
-    assert rollout([str(spring), "--address", dashboard_of(log)]) == 1
-    assert "is not the member" in capsys.readouterr().err
+    status, error = rollout(log, spring)
+    assert status == 1
+    assert "is not the member" in error
     assert httpx.get(f"{url}/v1/ensemble").json()["id"] == before
