@@ -59,6 +59,7 @@ def _rollout(arguments: argparse.Namespace) -> None:
     options = details["http_options"]
     url = f"http://{options['host']}:{options['port']}"
     print(f"rolling out {ids[0]} from {ensemble}" + (f", {ids[1]} in its shadow" if shadow else ""))
+    _wait_for_ray(client)
     _wait(url, ids[0])
     print(f"{url} answers with {ids[0]}")
 
@@ -94,6 +95,19 @@ def config_with_release(details: dict[str, Any], release: dict[str, str | None])
     applications[APPLICATION] = config | {"deployments": [*deployments, changed | {"user_config": release}]}
     kept = {key: details[key] for key in ("proxy_location", "http_options") if details.get(key)}
     return kept | {"applications": [one for one in applications.values() if one]}
+
+
+def _wait_for_ray(client: ServeSubmissionClient) -> None:
+    """Returns when Ray has told every replica: one that dies before that would end the rollout.
+
+    Raises:
+        ValueError: it gave up, or takes longer than `TIMEOUT_S`.
+    """
+    deadline = time.monotonic() + TIMEOUT_S
+    while (status := client.get_serve_details()["applications"][APPLICATION]["status"]) != "RUNNING":
+        if status == "DEPLOY_FAILED" or time.monotonic() > deadline:
+            raise ValueError(f"Ray could not roll it out ({status}): try again; `serve status` and its log say why")
+        time.sleep(0.5)
 
 
 def _wait(url: str, ensemble: str) -> None:
