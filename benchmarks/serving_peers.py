@@ -91,8 +91,8 @@ def grad_cam(networks: Sequence[AbnormalityNet]) -> Callable[[torch.Tensor], np.
 
     Its GradCAM of the last norm is the nearest that it has to the paper's map; it takes a backward pass.
     """
-    from pytorch_grad_cam import GradCAM
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+    from pytorch_grad_cam import GradCAM  # pyright: ignore[reportMissingImports]
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget  # pyright: ignore[reportMissingImports]
 
     # It wants a dimension of classes.
     cams: list[Any] = [

@@ -24,6 +24,7 @@ that they began with, and each answer names its own. What is rolled out holds un
 then MURA_ENSEMBLE counts, else the newest ensemble under MURA_RUNS, unless serve/config.yaml has a user_config."""
 
 TIMEOUT_S = 600
+TRIES = 3
 ALIKE = 20
 """Answers in a row that must name the new ensemble: with several replicas any of them may answer."""
 
@@ -55,11 +56,11 @@ def _rollout(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"cannot talk to Ray at {arguments.address}: {error}; --address is where `serve run` says the dashboard is"
         ) from error
-    client.deploy_applications(config_with_release(details, {"ensemble": ensemble, "shadow": shadow}))
+    config = config_with_release(details, {"ensemble": ensemble, "shadow": shadow})
     options = details["http_options"]
     url = f"http://{options['host']}:{options['port']}"
     print(f"rolling out {ids[0]} from {ensemble}" + (f", {ids[1]} in its shadow" if shadow else ""))
-    _wait_for_ray(client)
+    _deploy(client, config)
     _wait(url, ids[0])
     print(f"{url} answers with {ids[0]}")
 
@@ -97,17 +98,25 @@ def config_with_release(details: dict[str, Any], release: dict[str, str | None])
     return kept | {"applications": [one for one in applications.values() if one]}
 
 
-def _wait_for_ray(client: ServeSubmissionClient) -> None:
-    """Returns when Ray has told every replica: one that dies before that would end the rollout.
+def _deploy(client: ServeSubmissionClient, config: dict[str, Any]) -> None:
+    """Has Ray tell every replica. It gives a rollout up when a replica dies during it, so it is asked again.
 
     Raises:
-        ValueError: it gave up, or takes longer than `TIMEOUT_S`.
+        ValueError: it gave up `TRIES` times, or takes longer than `TIMEOUT_S`.
     """
-    deadline = time.monotonic() + TIMEOUT_S
-    while (status := client.get_serve_details()["applications"][APPLICATION]["status"]) != "RUNNING":
-        if status == "DEPLOY_FAILED" or time.monotonic() > deadline:
-            raise ValueError(f"Ray could not roll it out ({status}): try again; `serve status` and its log say why")
-        time.sleep(0.5)
+    deadline, status = time.monotonic() + TIMEOUT_S, ""
+    for _ in range(TRIES):
+        client.deploy_applications(config)
+        time.sleep(1)  # until then the status may be the one before
+        while (status := client.get_serve_details()["applications"][APPLICATION]["status"]) != "DEPLOY_FAILED":
+            if status == "RUNNING":
+                return
+            if time.monotonic() > deadline:
+                raise ValueError(f"Ray has not rolled it out after {TIMEOUT_S} s ({status}); its log says why")
+            time.sleep(0.5)
+        print("Ray gave the rollout up, for a replica was lost meanwhile; once more")
+        time.sleep(5)
+    raise ValueError(f"Ray gave the rollout up {TRIES} times ({status}): `serve status` and its log say why")
 
 
 def _wait(url: str, ensemble: str) -> None:
