@@ -415,18 +415,29 @@ class TestCommand:
 def postgres():
     """The address of a server of its own."""
     folder, port = Path(tempfile.mkdtemp(prefix="mura-postgres-", dir="/tmp")), free_port()
-    user = {"user": "nobody"} if os.geteuid() == 0 else {}  # Postgres does not run as root
-    if user:
+    user = []
+    if os.geteuid() == 0:  # as which Postgres does not run
         shutil.chown(folder, "nobody")
+        # not subprocess's own user=: it forks where it else would vfork, and numba then waits for ever when Python ends
+        user = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups"]
     program = str(Path(str(POSTGRES)).resolve())
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder, **user}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": folder}
     subprocess.run(
-        [str(Path(program).with_name("initdb")), "-D", folder / "data", "-U", "mura", "--auth=trust", "--no-sync"],
+        [
+            *user,
+            str(Path(program).with_name("initdb")),
+            "-D",
+            folder / "data",
+            "-U",
+            "mura",
+            "--auth=trust",
+            "--no-sync",
+        ],
         check=True,
         **quiet,
     )
     options = ["-p", str(port), "-c", "listen_addresses=127.0.0.1", "-c", f"unix_socket_directories={folder}"]
-    server = subprocess.Popen([program, "-D", folder / "data", *options], **quiet)
+    server = subprocess.Popen([*user, program, "-D", folder / "data", *options], **quiet)
     try:
         yield f"postgresql+pg8000://mura:s3cret@127.0.0.1:{port}/postgres"
     finally:
