@@ -40,6 +40,8 @@ PREDICT_PATH = "/v1/studies/predict"
 PREDICT_DICOM_PATH = "/v1/studies/predict.dcm"
 _VIEWER = Path(__file__).parent / "viewer"
 
+_FILE = {"type": "string", "format": "binary"}
+
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
@@ -161,7 +163,7 @@ def _add_prediction(app: FastAPI, answers: RecordedAnswers, limits: Limits) -> N
         PREDICT_DICOM_PATH,
         response_class=Response,
         tags=["prediction"],
-        responses={200: {"description": "the objects, in a zip", "content": {"application/zip": {}}}}
+        responses={200: {"description": "the objects, in a zip", "content": {"application/zip": {"schema": _FILE}}}}
         | problem_responses(reasons | {422: f"{reasons[422]}, or a view is not DICOM"}),
     )
     async def predict_dicom(

@@ -129,11 +129,14 @@ def protocol_router(answers: RecordedAnswers, limits: Limits) -> APIRouter:
     @routes.post(
         INFER_PATH,
         responses=problem_responses({
+            400: "the body is no JSON",
             401: "the server asks for a token, and the request has none that is valid",
+            408: "the upload took longer than a request may",
             413: "the request, a view or the study is larger than the server takes",
             415: "the body is not application/json",
             422: "a view cannot be read, or the request is not as the protocol says",
             429: "too many requests wait; Retry-After says when to send it again",
+            500: "a fault of the server",
             503: "no answer within the time of a request, or none that could be recorded",
         }),
     )  # fmt: skip

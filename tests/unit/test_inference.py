@@ -89,7 +89,7 @@ def test_bf16_keeps_to_what_its_description_says(
     monkeypatch.setattr(inference, "_has_bf16", lambda: True)  # emulated elsewhere
     logits, maps = make_engine(networks, SIZE, "cpu", "bf16")(pixels)
     expected_logits, expected_maps = exact(pixels)
-    assert np.abs(expit(logits) - expit(expected_logits)).max() < 5e-2
+    assert np.abs(expit(logits) - expit(expected_logits)).max() < 1e-1
     assert np.corrcoef(maps.ravel(), expected_maps.ravel())[0, 1] > 0.99
 
 
