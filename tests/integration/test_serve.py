@@ -136,7 +136,7 @@ def test_prometheus_finds_every_series_that_the_dashboard_asks_for(server):
     asked = {name for name in re.findall(r"ray_mura_\w+", text) if "shadow" not in name}  # there is no candidate here
     variables = Path(f"/proc/{process.pid}/environ").read_text().split("\0")
     (ray_folder,) = [one.removeprefix("RAY_TMPDIR=") for one in variables if one.startswith("RAY_TMPDIR=")]
-    (discovery,) = Path(ray_folder).rglob("prom_metrics_service_discovery.json")
+    (discovery,) = {file.resolve() for file in Path(ray_folder).rglob("prom_metrics_service_discovery.json")}
 
     def all_there():
         targets = [target for entry in json.loads(discovery.read_text()) for target in entry["targets"]]
