@@ -23,6 +23,7 @@ from mura_ray.data.phantom_view import DIFFICULTIES, render_view
 from mura_ray.ports import free_port
 from tests.fuzz_target import REQUEST_S
 from tests.mutation import mutated
+from tests.unit.dicom_files import dicom, phantom
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +49,7 @@ def sound_files():
         file = io.BytesIO()
         image.save(file, **options)
         files[name] = file.getvalue()
-    return files
+    return files | {"deep.dcm": dicom(phantom(12)), "gray.dcm": dicom(phantom(8))}
 
 
 @pytest.fixture(scope="module")
