@@ -79,9 +79,8 @@ def build_api(
         The application; its `state.answers` takes another ensemble in the place of the predictor.
     """
     limits, metrics = limits or Limits(), metrics or Metrics()
-    MultiPartParser.spool_max_size = max(
-        limits.request_bytes, limits.worklist_bytes
-    )  # never to disk: a radiograph leaves nothing behind there
+    # Never to disk: a radiograph leaves nothing behind there.
+    MultiPartParser.spool_max_size = max(limits.request_bytes, limits.worklist_bytes)
     app = FastAPI(
         title="Musculoskeletal abnormality detection",
         version="1",

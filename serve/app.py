@@ -3,42 +3,30 @@
 One deployment holds all members of the ensemble, so that a replica serves the whole ensemble or does not start.
 """
 
-import asyncio
 import ipaddress
-import logging
 import os
 from collections.abc import Callable
 from typing import Any, get_args
 
-import anyio.to_thread
 import ray.serve
 import ray.serve.metrics
 import torch
 from fastapi import FastAPI
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from ray.serve._private.constants import RAY_SERVE_ENABLE_DIRECT_INGRESS
 from ray.serve.context import _get_global_client
 
 from mura_ray import store
-from mura_ray.config import Locations, Settings
+from mura_ray.config import Locations
 from mura_ray.model.ensemble import Ensemble, newest_ensemble
 from mura_ray.model.inference import Precision
 from serve.access import TokenFile
 from serve.api import build_api
 from serve.metrics import INSTRUMENTS, Metrics, Record
-from serve.prediction import Answers
 from serve.record import AuditRecord, location
-
-_logger = logging.getLogger(__name__)
+from serve.release import Release, Releases
 
 _ASK = "ask for tokens: `python -m serve.tokens add NAME --file tokens.json`, and MURA_TOKENS set to that file"
-
-
-class Release(Settings):
-    """The deployment's `user_config`: which ensemble answers, and which candidate predicts in its shadow."""
-
-    ensemble: str | None = Field(default=None, description="URI; None: the one that the application was built with")
-    shadow: str | None = Field(default=None, description="URI of a candidate; None: there is none")
 
 
 @ray.serve.deployment(max_ongoing_requests=16, max_constructor_retry_count=1, user_config={})
@@ -58,27 +46,24 @@ class EnsembleServer:
                 cannot be used.
         """
         file = os.environ.get("MURA_TOKENS")
-        self._tokens = TokenFile(file) if file else None
+        tokens = TokenFile(file) if file else None
         client = _get_global_client()  # Ray has no public way to ask where its proxies listen
         assert client is not None
         refuse_open_address(
             client.http_config.host,
             direct_ingress=RAY_SERVE_ENABLE_DIRECT_INGRESS,
-            asks_for_tokens=self._tokens is not None,
+            asks_for_tokens=tokens is not None,
         )
-        self._record = AuditRecord(location())
-        self._default = self._answering = uri
-        self._ensemble = _load(uri)
+        metrics = Metrics(ray_record())
+        self._api = build_api(
+            _load(uri), metrics=metrics, tokens=tokens, record=AuditRecord(location()), named_in_front=True
+        )
+        self._releases = Releases(self._api.state.answers, _load, uri)
         self._is_serving = False
-        self._changes: set[asyncio.Task[None]] = set()
-        self._one_after_another = asyncio.Lock()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Ray calls this once the constructor has ended well."""
-        metrics = Metrics(ray_record())
-        app = build_api(self._ensemble, metrics=metrics, tokens=self._tokens, record=self._record, named_in_front=True)
-        self._answers: Answers = app.state.answers
-        return app
+        return self._api
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """Ray calls this before the first request, and whenever `user_config` changes.
@@ -87,28 +72,11 @@ class EnsembleServer:
         while the next ensemble is loaded beside it, and if that cannot be loaded.
         """
         release = Release.model_validate(config)
-        if not self._is_serving:
-            await self._change(release)
+        if self._is_serving:
+            self._releases.change_meanwhile(release)
+        else:
+            await self._releases.change(release)
             self._is_serving = True
-            return
-        change = asyncio.create_task(self._change_while_serving(release))
-        self._changes.add(change)  # the event loop itself holds tasks weakly
-        change.add_done_callback(self._changes.discard)
-
-    async def _change_while_serving(self, release: Release) -> None:
-        try:
-            async with self._one_after_another:
-                await self._change(release)
-        except Exception as error:
-            _logger.error("the release (%s) is refused, the one before it stays: %s", release, error)
-
-    async def _change(self, release: Release) -> None:
-        uri = release.ensemble or self._default
-        candidate = None if release.shadow is None else await anyio.to_thread.run_sync(_load, release.shadow)
-        if uri != self._answering:
-            self._answers.release(await anyio.to_thread.run_sync(_load, uri))
-            self._answering = uri
-        self._answers.show_to(candidate)
 
 
 def _load(uri: str) -> Ensemble:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from time import monotonic
 
 import anyio.to_thread
@@ -13,7 +14,7 @@ from serve.decoding import Upload
 from serve.dicom_answer import dicom_answer
 from serve.exchange import STRANGER, exchange_of
 from serve.prediction import Answers, study_answer
-from serve.problems import ProblemError, problem_type
+from serve.problems import Problem, ProblemError, problem_of, problem_type
 from serve.record import AuditRecord, RecordError, Row, answer_row, refusal_row
 from serve.schemas import CamForm, StudyAnswer
 
@@ -45,6 +46,20 @@ class RecordedAnswers:
         answer = await self._answers.encode(lambda: study_answer(predicted, cam))
         await self._keep(request, uploads, answer)
         return answer
+
+    async def answer_or_problem(
+        self, request: Request, uploads: Sequence[Upload], cam: CamForm
+    ) -> StudyAnswer | Problem:
+        """The same for one of several studies of a request, whose failure fails no other; it is recorded too."""
+        try:
+            return await self.answer(request, uploads, cam=cam)
+        except Exception as error:
+            problem = problem_of(error)
+            if self._record is not None and problem.type != problem_type(NOT_RECORDED):
+                exchange = replace(exchange_of(request.scope), problem=problem.type)
+                with suppress(RecordError):
+                    await anyio.to_thread.run_sync(self._record.append, refusal_row(exchange, problem.status))
+            return problem
 
     async def answer_dicom(
         self, request: Request, uploads: Sequence[Upload], study_type: str | None, notice: str

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 
 from serve.decoding import Upload
 from serve.limits import Limits
-from serve.problems import Problem, ProblemError, problem_of, problem_responses
+from serve.problems import Problem, ProblemError, problem_responses
 from serve.recording import RecordedAnswers
 from serve.schemas import CamForm, Probability, StudyAnswer
 from serve.uploads import read_upload
@@ -95,8 +95,8 @@ def worklist_router(answers: RecordedAnswers, limits: Limits) -> APIRouter:
         """Many studies, the most probably abnormal first. A study that cannot be read fails no other."""
         studies = group_studies([await read_upload(upload, limits) for upload in views], limits)
 
-        async def answer(uploads: Sequence[Upload]) -> StudyAnswer:
-            return await answers.answer(request, uploads, cam=cam)
+        def answer(uploads: Sequence[Upload]) -> Awaitable[StudyAnswer | Problem]:
+            return answers.answer_or_problem(request, uploads, cam)
 
         return StreamingResponse(worklist_lines(studies, answer), media_type=MEDIA_TYPE)
 
@@ -127,7 +127,7 @@ def group_studies(uploads: Sequence[Upload], limits: Limits) -> dict[str, list[U
 
 
 async def worklist_lines(
-    studies: Mapping[str, Sequence[Upload]], answer: Callable[[Sequence[Upload]], Awaitable[StudyAnswer]]
+    studies: Mapping[str, Sequence[Upload]], answer: Callable[[Sequence[Upload]], Awaitable[StudyAnswer | Problem]]
 ) -> AsyncIterator[bytes]:
     """Lines of JSON: one a study, in the order in which they are ready, then the order by probability.
 
@@ -137,10 +137,10 @@ async def worklist_lines(
 
     async def line_of(study: str) -> AnsweredStudy | FailedStudy:
         async with free:
-            try:
-                return AnsweredStudy(study=study, answer=await answer(studies[study]))
-            except Exception as error:  # one study's fault is not the others'
-                return FailedStudy(study=study, problem=problem_of(error))
+            found = await answer(studies[study])
+        if isinstance(found, Problem):
+            return FailedStudy(study=study, problem=found)
+        return AnsweredStudy(study=study, answer=found)
 
     tasks = [asyncio.create_task(line_of(study)) for study in studies]
     lines: list[AnsweredStudy | FailedStudy] = []

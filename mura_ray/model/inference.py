@@ -91,7 +91,7 @@ class OpenVino:
     """All members in one graph, compiled for this processor. Uses as many threads as torch would."""
 
     max_views = 8
-    """Larger passes are no faster, their activations only leave the caches."""
+    """So that memory stays small beside several replicas; other sizes have not been measured."""
 
     def __init__(self, networks: Sequence[AbnormalityNet], image_size: int, *, bf16: bool) -> None:
         settings = {

@@ -7,10 +7,15 @@ import numpy as np
 import pytest
 from test_serve_api import DESCRIPTION, LEFT, Blocked, Broken, MeanGray, problem_of
 
+from mura_ray.model.ensemble import read_description
+from mura_ray.ports import free_port
+from serve import rollout
 from serve.api import PREDICT_PATH, build_api
 from serve.limits import Limits
 from serve.metrics import SHADOW_DIFFERENCE, Metrics
+from serve.release import Release, Releases
 from serve.rollout import config_with_release
+from tests.unit.tiny_ensemble import write_tiny_ensemble
 
 STUDY = {"files": {"views": ("a.png", LEFT)}, "timeout": 60}
 
@@ -108,6 +113,86 @@ def test_without_a_candidate_there_is_nothing_to_see():
             return await client.get("/v1/shadow")
 
     assert problem_of(asyncio.run(scenario()))["status"] == 404
+
+
+ENSEMBLES = {"/runs/a": MeanGray, "/runs/b": Brighter}
+
+
+def load(uri):
+    if uri not in ENSEMBLES:
+        raise ValueError(f"no ensemble: {uri}")
+    return ENSEMBLES[uri]()
+
+
+def after(*releases):
+    """The ids of what answers and of what is in the shadow, after these changes on a server that answers."""
+
+    async def scenario():
+        answers = build_api(MeanGray()).state.answers
+        changes = Releases(answers, load, "/runs/a")
+        for release in releases:
+            changes.change_meanwhile(Release(**release))
+        while len(asyncio.all_tasks()) > 1:
+            await asyncio.sleep(0.01)
+        return answers.description.id, answers.shadow and answers.shadow.answer().ensemble
+
+    return asyncio.run(scenario())
+
+
+A, B = DESCRIPTION.id, Brighter.description.id
+
+
+@pytest.mark.parametrize(
+    ("releases", "expected"),
+    [
+        ([{}], (A, None)),
+        ([{"ensemble": "/runs/b"}], (B, None)),
+        ([{"ensemble": "/runs/b"}, {"ensemble": "/runs/a"}], (A, None)),
+        ([{"ensemble": "/runs/b"}, {}], (A, None)),
+        ([{"shadow": "/runs/b"}], (A, B)),
+        ([{"shadow": "/runs/b"}, {"ensemble": "/runs/b"}], (B, None)),
+    ],
+)
+def test_releases_follow_one_another(releases, expected):
+    assert after(*releases) == expected
+
+
+@pytest.mark.parametrize("release", [{"ensemble": "/runs/lost"}, {"ensemble": "/runs/a", "shadow": "/runs/lost"}])
+def test_a_release_that_cannot_be_loaded_changes_nothing(release, caplog):
+    assert after({"ensemble": "/runs/b", "shadow": "/runs/a"}, release) == (B, A)
+    assert "no ensemble: /runs/lost" in caplog.text
+
+
+def test_a_new_replica_does_not_start_without_its_release():
+    answers = build_api(MeanGray()).state.answers
+    with pytest.raises(ValueError, match="no ensemble: /runs/lost"):
+        asyncio.run(Releases(answers, load, "/runs/a").change(Release(ensemble="/runs/lost")))
+
+
+class TestCommand:
+    @pytest.mark.parametrize(
+        ("arguments", "named"),
+        [
+            (["0123456789abcdef"], "MURA_RUNS is not set"),
+            (["/no/such/ensemble"], "/no/such/ensemble/ensemble.json does not exist"),
+        ],
+    )
+    def test_says_what_is_wrong(self, arguments, named, monkeypatch, capsys):
+        monkeypatch.delenv("MURA_RUNS", raising=False)
+        assert rollout.main(arguments) == 1
+        assert named in capsys.readouterr().err
+
+    def test_an_unknown_id_lists_the_known_ones(self, tmp_path, monkeypatch, capsys):
+        known = read_description(write_tiny_ensemble(tmp_path / "runs" / "spring"))
+        monkeypatch.setenv("MURA_RUNS", str(tmp_path / "runs"))
+        assert rollout.main(["fedcba9876543210"]) == 1
+        assert f"'fedcba9876543210'; there are {known.id}" in capsys.readouterr().err
+
+    def test_a_server_that_is_not_there_is_named(self, tmp_path, capsys):
+        ensemble = write_tiny_ensemble(tmp_path)
+        address = f"http://127.0.0.1:{free_port()}"
+        assert rollout.main([ensemble, "--address", address]) == 1
+        assert f"cannot talk to Ray at {address}" in capsys.readouterr().err
 
 
 RELEASE = {"ensemble": "/runs/b/ensemble", "shadow": None}

@@ -78,3 +78,13 @@ def test_each_study_is_recorded(tmp_path):
     assert [row["status"] for row in rows] == [200] * 3
     assert len({row["study_key"] for row in rows}) == 3
     assert len({row["request_id"] for row in rows}) == 1
+
+
+def test_a_study_that_fails_is_recorded_too(tmp_path):
+    url = f"sqlite:///{tmp_path}/audit.sqlite3"
+    client = Client(build_api(MeanGray(), Limits(), record=AuditRecord(url)))
+    lines_of(send(client, [("a/front.png", DARK), ("bad/front.png", b"text")]))
+    rows = {row["status"]: row for row in read_rows(url)}
+    assert rows.keys() == {200, 422}
+    assert rows[422]["problem"] == "urn:mura-ray:problem:damaged-view"
+    assert rows[422]["request_id"] == rows[200]["request_id"]
