@@ -18,7 +18,7 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
-from mura_ray.dicom import read_identity
+from mura_ray.dicom_header import read_identity
 
 _NAME = "mura_ray"
 _SERIES_NUMBER = 9000
