@@ -24,7 +24,6 @@ import pytest
 import sqlalchemy as sa
 import uvicorn
 from sqlalchemy.exc import DBAPIError
-from test_serve_api import LEFT, RIGHT, Broken, Client, MeanGray, problem_of
 
 from mura_ray.ports import free_port
 from serve import audit
@@ -35,6 +34,7 @@ from serve.exchange import Exchange
 from serve.limits import Limits
 from serve.record import AUDIT, FIRST, AuditRecord, RecordError, read_rows, refusal_row
 from serve.tokens import add_token
+from tests.unit.api_client import LEFT, RIGHT, Broken, Client, MeanGray, problem_of
 
 NAME = "MILLER"
 POSTGRES = next(iter(Path("/usr/lib/postgresql").glob("*/bin/postgres")), shutil.which("postgres"))

@@ -1,9 +1,9 @@
 import base64
 
 import pytest
-from test_serve_api import DESCRIPTION, LEFT, RIGHT, client_of, post, problem_of
 
 from serve.inference_protocol import INFER_PATH, MODEL_PATH
+from tests.unit.api_client import DESCRIPTION, LEFT, RIGHT, client_of, post, problem_of
 
 
 def infer(client, *views, **changes):

@@ -3,7 +3,6 @@ import re
 from pathlib import Path
 
 import pytest
-from test_serve_api import LEFT, Broken, Client, MeanGray, encoded, gradient, post
 
 from serve.api import build_api
 from serve.limits import Limits
@@ -18,6 +17,7 @@ from serve.metrics import (
     Metrics,
     view_format,
 )
+from tests.unit.api_client import LEFT, Broken, Client, MeanGray, encoded, gradient, post
 
 DASHBOARD = Path(__file__).parents[2] / "serve" / "grafana.json"
 

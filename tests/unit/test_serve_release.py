@@ -5,7 +5,6 @@ import asyncio
 import httpx
 import numpy as np
 import pytest
-from test_serve_api import DESCRIPTION, LEFT, Blocked, Broken, MeanGray, problem_of
 
 from mura_ray.model.ensemble import read_description
 from mura_ray.ports import free_port
@@ -15,6 +14,7 @@ from serve.limits import Limits
 from serve.metrics import SHADOW_DIFFERENCE, Metrics
 from serve.release import Release, Releases
 from serve.rollout import config_with_release
+from tests.unit.api_client import DESCRIPTION, LEFT, Blocked, Broken, MeanGray, problem_of
 from tests.unit.tiny_ensemble import write_tiny_ensemble
 
 STUDY = {"files": {"views": ("a.png", LEFT)}, "timeout": 60}

@@ -2,12 +2,12 @@ import json
 
 import numpy as np
 import pytest
-from test_serve_api import LEFT, Broken, Client, MeanGray, client_of, encoded, problem_of
 
 from serve.api import build_api
 from serve.limits import Limits
 from serve.record import AuditRecord, read_rows
 from serve.worklist import WORKLIST_PATH
+from tests.unit.api_client import LEFT, Broken, Client, MeanGray, client_of, encoded, problem_of
 
 DARK, LIGHT = (encoded(np.full((20, 30), value, np.uint8)) for value in (40, 200))
 STUDIES = [("a/front.png", DARK), ("a/side.png", LEFT), ("b/front.png", LIGHT), ("ward/c/front.png", DARK)]

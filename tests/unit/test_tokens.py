@@ -10,13 +10,13 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
-from test_serve_api import LEFT, Client, MeanGray, client_of, problem_of
 
 from serve import access, tokens
 from serve.access import TokenFile
 from serve.api import PREDICT_PATH, build_api
 from serve.limits import Limits
 from serve.tokens import add_token, revoke_token
+from tests.unit.api_client import LEFT, Client, MeanGray, client_of, problem_of
 
 OPEN = ["/", "/docs", "/viewer/main.js", "/openapi.json", "/healthz", "/readyz"]
 GUARDED = ["/v1/ensemble", PREDICT_PATH, "/v1/studies", "/metrics", "/healthz/", "/viewer", "/v1/healthz"]
