@@ -4,6 +4,9 @@ import os
 import signal
 import tempfile
 
+import pytest
+
+pytest.register_assert_rewrite("tests")  # the helpers too: else their assertions fail without the values
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, and their children, ignore it
 os.environ["RAY_ADDRESS"] = "local"
 os.environ["OMP_NUM_THREADS"] = "1"  # small tensors on a busy machine: more threads are many times slower

@@ -1,10 +1,13 @@
-"""An S3 server for the tests that ask for one, and a proxy before it that the code under test speaks to."""
+"""For the tests that ask for it: an S3 server behind a proxy that the code under test speaks to; an audit record."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from mura_ray import s3
+from serve.exchange import Exchange
+from serve.record import AuditRecord, refusal_row
 from tests.s3_server import Proxy, environment, s3_server
 
 
@@ -24,3 +27,27 @@ def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
         s3._renew_credentials()
         yield proxy
     s3._renew_credentials()
+
+
+@pytest.fixture
+def record_path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "audit.sqlite3"
+
+
+@pytest.fixture
+def record_url(record_path: Path) -> str:
+    return f"sqlite:///{record_path}"
+
+
+@pytest.fixture
+def record(record_url: str) -> Iterator[AuditRecord]:
+    record = AuditRecord(record_url)
+    yield record
+    record.close()
+
+
+@pytest.fixture
+def filled(record: AuditRecord) -> None:
+    """The record has five rows."""
+    for status in (429, 413, 429, 422, 429):
+        record.append(refusal_row(Exchange("0"), status))

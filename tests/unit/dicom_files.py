@@ -1,16 +1,26 @@
 """DICOM files for the tests: made by pydicom, and rewritten by dcmtk's tools."""
 
 import io
+import struct
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.filereader import dcmread
-from pydicom.uid import UID, ComputedRadiographyImageStorage, ExplicitVRLittleEndian
+from pydicom.uid import (
+    JPEG2000,
+    UID,
+    ComputedRadiographyImageStorage,
+    ExplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLSLossless,
+    RLELossless,
+)
 
 from mura_ray.data.phantom_view import DIFFICULTIES, render_view
 
@@ -89,3 +99,65 @@ def with_frame(content: bytes, frame: bytes, syntax: str | None = None) -> bytes
     found["PixelData"].VR = "OB"
     found["PixelData"].is_undefined_length = True
     return saved(found)
+
+
+def start_of_elements(content: bytes) -> int:
+    """Behind group 0002, whose first element says its length."""
+    return 144 + struct.unpack_from("<I", content, 140)[0]
+
+
+def lut_item(first: int, bits: int, entries: np.ndarray) -> list[Dataset]:
+    """A sequence of one table: `first` is the value that gets its first entry."""
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [len(entries), first, bits])
+    item.add_new("LUTData", "OW", entries.astype("<u2").tobytes())
+    return [item]
+
+
+SQUARE = (np.linspace(0, 1, 4096) ** 2 * 1023).round()
+
+
+def jpeg_2000(content: bytes, lossless: bool = True) -> bytes:
+    """With Pillow's encoder: the decoder under test is another build of the same library, and no judge of itself."""
+    pixels, file = dcmread(io.BytesIO(content)).pixel_array, io.BytesIO()
+    how = {} if lossless else {"irreversible": True, "quality_mode": "rates", "quality_layers": [8]}
+    Image.fromarray(pixels).save(file, "JPEG2000", no_jp2=True, **how)
+    return with_frame(content, file.getvalue(), JPEG2000Lossless if lossless else JPEG2000)
+
+
+def compressed_by_pydicom(content: bytes, syntax: str) -> bytes:
+    found = dcmread(io.BytesIO(content))
+    found.compress(syntax, generate_instance_uid=False)
+    return saved(found)
+
+
+def tool(*command: str):
+    return lambda content: run_tool(*command, content=content)
+
+
+LOSSLESS = {
+    "implicit little endian": tool("dcmconv", "+ti"),
+    "explicit big endian": tool("dcmconv", "+tb"),
+    "deflated": tool("dcmconv", "+td"),
+    "RLE by dcmtk": tool("dcmcrle"),
+    "RLE by pydicom": lambda content: compressed_by_pydicom(content, RLELossless),
+    "JPEG lossless, process 14": tool("dcmcjpeg", "+el"),
+    "JPEG lossless, selection value 1": tool("dcmcjpeg", "+e1"),
+    "JPEG lossless, predictor 6": tool("dcmcjpeg", "+el", "+sv", "6"),
+    "JPEG-LS by dcmtk": tool("dcmcjpls", "+el"),
+    "JPEG-LS by pydicom": lambda content: compressed_by_pydicom(content, JPEGLSLossless),
+    "JPEG 2000 lossless": jpeg_2000,
+}
+"""Encoders of a file into each syntax, by name."""
+
+LOSSY = {
+    "JPEG baseline": (8, tool("dcmcjpeg", "+eb", "+q", "95")),
+    "JPEG extended, 8 bits": (8, tool("dcmcjpeg", "+ee", "+q", "95")),
+    "JPEG extended, 12 bits": (12, tool("dcmcjpeg", "+ee", "+q", "98")),
+    "JPEG-LS near lossless": (12, tool("dcmcjpls", "+en", "+md", "2")),
+    "JPEG-LS near lossless, 8 bits": (8, tool("dcmcjpls", "+en", "+md", "2")),
+    "JPEG 2000 lossy": (12, lambda content: jpeg_2000(content, lossless=False)),
+}
+"""The same, each with the bits of the pixels that it takes."""
+
+ENCODERS = LOSSLESS | {name: encode for name, (_, encode) in LOSSY.items()}

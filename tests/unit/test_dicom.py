@@ -1,35 +1,18 @@
+"""DICOM radiographs that are read: every syntax, the gray levels, and what is said of them."""
+
 import hashlib
 import io
-import logging
-import os
-import random
-import re
-import struct
-import time
-import tracemalloc
-import warnings
-import zlib
 from pathlib import Path
 from typing import Any
 
 import imagecodecs
 import numpy as np
 import pytest
-from dicom_files import PATIENT, STUDY_UID, dicom, frame_of, phantom, run_tool, saved, with_frame
 from PIL import Image
 from pydicom.dataset import Dataset
 from pydicom.filereader import dcmread
-from pydicom.uid import (
-    JPEG2000,
-    DeflatedExplicitVRLittleEndian,
-    DigitalXRayImageStorageForProcessing,
-    JPEG2000Lossless,
-    JPEGLSLossless,
-    RLELossless,
-)
-from tiny_ensemble import write_tiny_ensemble
+from pydicom.uid import JPEG2000Lossless
 
-from mura_ray import dicom as dicom_module
 from mura_ray.data.table import read_collection
 from mura_ray.dicom import is_dicom, read_radiograph, study_type_of_body_part
 from mura_ray.dicom_frames import SYNTAXES, FrameSize, decode_frame
@@ -41,57 +24,29 @@ from mura_ray.distributed.shard_task import (
     StoredImage,
     convert_shard,
 )
-from mura_ray.images import MAX_PIXELS, read_gray, resize_gray
+from mura_ray.images import read_gray, resize_gray
 from mura_ray.model.ensemble import Ensemble
 from mura_ray.s3 import FileStat
+from tests.unit.dicom_files import (
+    LOSSLESS,
+    LOSSY,
+    SQUARE,
+    STUDY_UID,
+    dicom,
+    frame_of,
+    lut_item,
+    phantom,
+    run_tool,
+    start_of_elements,
+    with_frame,
+)
+from tests.unit.tiny_ensemble import write_tiny_ensemble
 
 FRACATLAS = Path(__file__).parents[3] / "shared" / "fracatlas-sample"
-FUZZ_SEED = int(os.environ.get("MURA_FUZZ_SEED", "0"))
 
 
 def gray_of(content: bytes) -> np.ndarray:
     return read_radiograph(content).gray
-
-
-def jpeg_2000(content: bytes, lossless: bool = True) -> bytes:
-    """With Pillow's encoder: the decoder under test is another build of the same library, and no judge of itself."""
-    pixels, file = dcmread(io.BytesIO(content)).pixel_array, io.BytesIO()
-    how = {} if lossless else {"irreversible": True, "quality_mode": "rates", "quality_layers": [8]}
-    Image.fromarray(pixels).save(file, "JPEG2000", no_jp2=True, **how)
-    return with_frame(content, file.getvalue(), JPEG2000Lossless if lossless else JPEG2000)
-
-
-def compressed_by_pydicom(content: bytes, syntax: str) -> bytes:
-    found = dcmread(io.BytesIO(content))
-    found.compress(syntax, generate_instance_uid=False)
-    return saved(found)
-
-
-def tool(*command: str):
-    return lambda content: run_tool(*command, content=content)
-
-
-LOSSLESS = {
-    "implicit little endian": tool("dcmconv", "+ti"),
-    "explicit big endian": tool("dcmconv", "+tb"),
-    "deflated": tool("dcmconv", "+td"),
-    "RLE by dcmtk": tool("dcmcrle"),
-    "RLE by pydicom": lambda content: compressed_by_pydicom(content, RLELossless),
-    "JPEG lossless, process 14": tool("dcmcjpeg", "+el"),
-    "JPEG lossless, selection value 1": tool("dcmcjpeg", "+e1"),
-    "JPEG lossless, predictor 6": tool("dcmcjpeg", "+el", "+sv", "6"),
-    "JPEG-LS by dcmtk": tool("dcmcjpls", "+el"),
-    "JPEG-LS by pydicom": lambda content: compressed_by_pydicom(content, JPEGLSLossless),
-    "JPEG 2000 lossless": jpeg_2000,
-}
-LOSSY = {
-    "JPEG baseline": (8, tool("dcmcjpeg", "+eb", "+q", "95")),
-    "JPEG extended, 8 bits": (8, tool("dcmcjpeg", "+ee", "+q", "95")),
-    "JPEG extended, 12 bits": (12, tool("dcmcjpeg", "+ee", "+q", "98")),
-    "JPEG-LS near lossless": (12, tool("dcmcjpls", "+en", "+md", "2")),
-    "JPEG-LS near lossless, 8 bits": (8, tool("dcmcjpls", "+en", "+md", "2")),
-    "JPEG 2000 lossy": (12, lambda content: jpeg_2000(content, lossless=False)),
-}
 
 
 class TestTransferSyntaxes:
@@ -151,14 +106,6 @@ class TestTransferSyntaxes:
             read_radiograph(content)
 
 
-def lut_item(first: int, bits: int, entries: np.ndarray) -> list[Dataset]:
-    item = Dataset()
-    item.add_new("LUTDescriptor", "US", [len(entries), first, bits])
-    item.add_new("LUTData", "OW", entries.astype("<u2").tobytes())
-    return [item]
-
-
-SQUARE = (np.linspace(0, 1, 4096) ** 2 * 1023).round()
 SIGNED = {"pixels": (phantom(12).astype(np.int16) - 2048).astype(np.int16)}
 CASES: dict[str, tuple[list[str], dict[str, Any]]] = {
     "12 bits, window": (["+Wi", "1"], {"WindowCenter": 1500, "WindowWidth": 2100}),
@@ -295,6 +242,14 @@ class TestHeader:
         assert study_type_of_body_part(body_part) == study_type
 
 
+def saved_bare(found: Dataset) -> bytes:
+    """Neither preamble nor group 0002, implicit."""
+    file = io.BytesIO()
+    del found.file_meta, found.preamble
+    found.save_as(file, implicit_vr=True, little_endian=True, enforce_file_format=False)
+    return file.getvalue()
+
+
 class TestKinds:
     def test_png_and_jpeg_are_read_as_ever(self):
         pixels, file = phantom(8), io.BytesIO()
@@ -322,234 +277,6 @@ class TestKinds:
         assert not is_dicom(content)
         with pytest.raises(ValueError, match="not a PNG or JPEG image"):
             read_radiograph(content)
-
-
-def saved_bare(found: Dataset) -> bytes:
-    """Neither preamble nor group 0002, implicit."""
-    file = io.BytesIO()
-    del found.file_meta, found.preamble
-    found.save_as(file, implicit_vr=True, little_endian=True, enforce_file_format=False)
-    return file.getvalue()
-
-
-SMALL = np.arange(64, dtype=np.uint8).reshape(8, 8)
-REFUSED = {
-    "another modality": ({"Modality": "CT"}, r"\(0008,0060\) Modality is 'CT': send radiographs, of CR, DX, RF"),
-    "secondary captures": ({"Modality": "OT"}, "Modality is 'OT'"),
-    "no modality": ({"Modality": None}, "Modality is missing"),
-    "a name for a modality": ({"Modality": PATIENT}, "Modality is unreadable"),
-    "several frames": ({"NumberOfFrames": 2}, r"\(0028,0008\) NumberOfFrames is 2: send single frames"),
-    "no pixels": ({"PixelData": None}, r"\(7fe0,0010\) PixelData is missing"),
-    "colour": ({"PhotometricInterpretation": "RGB"}, "PhotometricInterpretation is 'RGB': send MONOCHROME1"),
-    "samples": ({"SamplesPerPixel": 3}, "SamplesPerPixel is 3"),
-    "raw detector data": ({"SOPClassUID": DigitalXRayImageStorageForProcessing}, "FOR PROCESSING: send the image"),
-    "for processing": ({"PresentationIntentType": "FOR PROCESSING"}, "FOR PROCESSING: send the image"),
-    "too many pixels": ({"Rows": 9000, "Columns": 9000}, f"9000 x 9000 pixels: the limit is {MAX_PIXELS:,}"),
-    "no rows": ({"Rows": 0}, r"\(0028,0010\) Rows is 0"),
-    "rows missing": ({"Rows": None}, "Rows is missing"),
-    "32 bits": ({"BitsAllocated": 32}, "BitsAllocated is 32: send 8 or 16"),
-    "few bits": ({"BitsStored": 4, "HighBit": 3}, "BitsStored is 4"),
-    "many bits": ({"BitsStored": 12}, "BitsStored is 12 of 8"),
-    "high bit": ({"HighBit": 3}, "HighBit is 3"),
-    "too few rows of pixels": ({"Rows": 9}, r"PixelData has 64 bytes, and 9 rows of 8 are due"),
-    "too many rows of pixels": ({"Rows": 7}, r"PixelData has 64 bytes, and 7 rows of 8 are due"),
-    "an endless body part": ({"BodyPartExamined": "A " * 3000}, "BodyPartExamined has 6,000 bytes"),
-    "another window": ({"WindowCenter": 1, "WindowWidth": 2, "VOILUTFunction": "CUBIC"}, "VOILUTFunction is 'CUBIC'"),
-}
-
-
-class TestRefused:
-    @pytest.mark.filterwarnings("ignore::UserWarning:pydicom")  # of what we write
-    @pytest.mark.parametrize("case", REFUSED)
-    def test_says_element_value_and_remedy(self, case: str):
-        elements, words = REFUSED[case]
-        content = dicom(SMALL, **elements)
-        with pytest.raises(ValueError, match=words):
-            read_radiograph(content)
-
-    @pytest.mark.parametrize(
-        ("text", "words"),
-        [("1e400", "is no number"), ("nan", "is no number"), ("MILLER^ANNA", "is no number")],
-    )
-    def test_numbers_that_are_none(self, text: str, words: str):
-        content = dicom(SMALL, RescaleSlope="1.23456789012", RescaleIntercept=0)
-        with pytest.raises(ValueError, match=rf"\(0028,1053\) RescaleSlope {words}") as caught:
-            read_radiograph(content.replace(b"1.23456789012 ", text.encode().ljust(14)))
-        assert "MILLER" not in str(caught.value)
-
-    @pytest.mark.parametrize("name", [*LOSSLESS, *LOSSY])
-    def test_a_file_that_is_cut_off(self, name: str):
-        plain = dicom(phantom(8))
-        content = (LOSSLESS.get(name) or LOSSY[name][1])(plain)
-        for length in (140, 300, 900, len(content) // 2, len(content) - 400):
-            with pytest.raises(ValueError, match=r"cut off|missing|damaged|due"):
-                read_radiograph(content[:length])
-
-    @pytest.mark.parametrize("name", [name for name in (*LOSSLESS, *LOSSY) if "JPEG" in name or "RLE" in name])
-    def test_a_frame_that_is_cut_off(self, name: str):
-        content = (LOSSLESS.get(name) or LOSSY[name][1])(dicom(phantom(8)))
-        frame = frame_of(content)
-        for length in (2, 4, 20, 70, len(frame) // 2, len(frame) - 300):
-            with pytest.raises(ValueError, match=r"PixelData|damaged"):
-                read_radiograph(with_frame(content, frame[:length]))
-
-    @pytest.mark.parametrize(
-        "name", ["JPEG lossless, process 14", "JPEG-LS by dcmtk", "JPEG 2000 lossless", "JPEG baseline"]
-    )
-    def test_a_frame_of_another_size(self, name: str):
-        content = (LOSSLESS.get(name) or LOSSY[name][1])(dicom(phantom(8)))
-        found = dcmread(io.BytesIO(content))
-        found.Rows, found.Columns = found.Rows // 2, found.Columns * 2
-        with pytest.raises(ValueError, match="the frame says"):
-            read_radiograph(saved(found))
-
-    def test_several_frames_in_disguise(self):
-        content = run_tool("dcmcrle", content=dicom(np.stack([SMALL] * 2).reshape(16, 8), Rows=8, NumberOfFrames=2))
-        found = dcmread(io.BytesIO(content))
-        del found.NumberOfFrames
-        with pytest.raises(ValueError, match="several frames"):
-            read_radiograph(saved(found))
-
-
-def start_of_elements(content: bytes) -> int:
-    """Behind group 0002, whose first element says its length."""
-    return 144 + struct.unpack_from("<I", content, 140)[0]
-
-
-def raw_element(tag: int, vr: bytes, value: bytes) -> bytes:
-    return struct.pack("<HH", tag >> 16, tag & 0xFFFF) + vr + struct.pack("<H", len(value)) + value
-
-
-def deflated(content: bytes, more: int) -> bytes:
-    """A deflated file with zeros behind its elements."""
-    found = dcmread(io.BytesIO(content))
-    found.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
-    whole = saved(found)
-    start = start_of_elements(whole)
-    elements = zlib.decompress(whole[start:], -zlib.MAX_WBITS)
-    packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
-    pieces = [packer.compress(elements), *(packer.compress(bytes(2**20)) for _ in range(more)), packer.flush()]
-    return whole[:start] + b"".join(pieces)
-
-
-def nested(depth: int) -> bytes:
-    """A sequence in a sequence, and so on, before the pixels."""
-    opening = b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff"
-    closing = b"\xfe\xff\x0d\xe0\0\0\0\0\xfe\xff\xdd\xe0\0\0\0\0"
-    return inserted(opening * depth + closing * depth)
-
-
-def inserted(elements: bytes) -> bytes:
-    """A file with these bytes before its modality."""
-    content = dicom(SMALL)
-    place = content.index(b"\x08\x00\x60\x00CS")
-    return content[:place] + elements + content[place:]
-
-
-def jpeg_2000_with(place: int, value: bytes) -> bytes:
-    content = jpeg_2000(dicom(phantom(8)))
-    frame = frame_of(content)
-    return with_frame(content, frame[:place] + value + frame[place + len(value) :])
-
-
-def endless_segments() -> bytes:
-    content = jpeg_2000(dicom(phantom(8)))
-    frame = frame_of(content)
-    place = frame.index(b"\xff\x52")  # behind SIZ
-    return with_frame(content, frame[:place] + b"\xff\x64\0\2" * 10**6 + frame[place:])
-
-
-HOSTILE = {
-    "a bomb in a deflated file": lambda: deflated(dicom(SMALL), more=400),
-    "sequences nested 100,000 deep": lambda: nested(100_000),
-    "a million items": lambda: inserted(
-        b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff" + b"\xfe\xff\x00\xe0\0\0\0\0" * 10**6
-    ),
-    "a million elements": lambda: inserted(raw_element(0x00080041, b"LO", b"") * 10**6),
-    "a length of four gigabytes": lambda: inserted(b"\x08\x00\x41\x00UT\0\0\xfe\xff\xff\xff"),
-    "an endless sequence": lambda: inserted(b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff"),
-    "a million tiles": lambda: jpeg_2000_with(24, struct.pack(">II", 1, 1)),
-    "segments without end": endless_segments,
-}
-
-
-class TestHostile:
-    @pytest.mark.parametrize("case", HOSTILE)
-    def test_costs_little_and_is_refused(self, case: str):
-        content = HOSTILE[case]()
-        tracemalloc.start()
-        try:
-            started = time.process_time()
-            with pytest.raises(ValueError, match=r".{20}"):
-                read_radiograph(content)
-            assert time.process_time() - started < 5
-            assert tracemalloc.get_traced_memory()[1] < 400 * 2**20
-        finally:
-            tracemalloc.stop()
-
-    def test_pixels_too_many_are_refused_before_they_are_decoded(self, monkeypatch: pytest.MonkeyPatch):
-        def decoded(*_: object) -> None:
-            raise AssertionError("decoded")
-
-        content = run_tool("dcmcjpeg", "+e1", content=dicom(phantom(12), 12))
-        found = dcmread(io.BytesIO(content))
-        found.Rows = found.Columns = 65535
-        monkeypatch.setattr(dicom_module, "decode_frame", decoded)
-        with pytest.raises(ValueError, match="65535 x 65535"):
-            read_radiograph(saved(found))
-
-    @pytest.mark.parametrize("place", range(12))
-    def test_mutated_files_are_read_or_refused_without_a_name(self, place: int, caplog: pytest.LogCaptureFixture):
-        """Twelve kinds of files, 25 mutations each."""
-        caplog.set_level(logging.DEBUG)
-        content = fuzzed_files()[place]
-        for number in range(25):
-            rng = random.Random(f"{FUZZ_SEED} {place} {number}")
-            mutated = mutate(content, rng)
-            started = time.monotonic()
-            with warnings.catch_warnings(record=True) as warned:
-                warnings.simplefilter("always")
-                try:
-                    found = read_radiograph(mutated)
-                    told = f"{found.warnings} {found.study_type}"
-                except ValueError as error:
-                    told = f"{error} {error.__cause__}"
-            assert time.monotonic() - started < 10, (FUZZ_SEED, place, number)
-            assert not warned, (FUZZ_SEED, place, number)
-            assert not re.search("MILLER|ANNA|4711|19010203", told), (FUZZ_SEED, place, number)
-        assert not caplog.text
-
-    def test_what_pydicom_warns_of_is_not_told(
-        self, recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture
-    ):
-        content = dicom(SMALL, SpecificCharacterSet="ISO_IR 100").replace(b"ISO_IR 100", b"MILLER_ANN")
-        read_radiograph(content)
-        assert not list(recwarn)
-        assert not caplog.text
-
-
-def fuzzed_files() -> list[bytes]:
-    square, plain = phantom(8)[:64, :64], {"WindowCenter": 100, "WindowWidth": 90}
-    files = [dicom(square), dicom(square, VOILUTSequence=lut_item(0, 10, SQUARE[:256]), **plain)]
-    encoders = [*(LOSSLESS[name] for name in LOSSLESS if "pydicom" not in name), LOSSY["JPEG baseline"][1]]
-    return [*files, *(encode(files[0]) for encode in encoders)][:12]
-
-
-def mutate(content: bytes, rng: random.Random) -> bytes:
-    """Changes, removes, repeats or cuts off bytes, header bytes more often than others."""
-    mutated = bytearray(content)
-    for _ in range(rng.choice([1, 1, 2, 4, 16])):
-        place = rng.randrange(132, min(len(mutated), 1200) if rng.random() < 0.7 else len(mutated))
-        kind = rng.random()
-        if kind < 0.7:
-            mutated[place] = rng.choice([0, 0xFF, rng.randrange(256), mutated[place] ^ 1 << rng.randrange(8)])
-        elif kind < 0.8:
-            del mutated[place : place + rng.randrange(1, 9)]
-        elif kind < 0.9:
-            mutated[place:place] = mutated[place : place + rng.randrange(1, 40)]
-        else:
-            mutated[place : place + 4] = rng.choice([b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\0"])
-    return bytes(mutated[: rng.randrange(132, len(mutated))] if rng.random() < 0.1 else mutated)
 
 
 def test_implicit_files_that_say_explicit_are_read():

@@ -11,7 +11,6 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
-from tiny_ensemble import DATA_ID, IMAGE_SIZE, MANIFEST_SHA256, member_source, write_tiny_ensemble
 from torchvision.transforms.functional import normalize
 
 from mura_ray.images import resize_gray
@@ -24,6 +23,7 @@ from mura_ray.model.ensemble import (
     read_description,
     write_ensemble,
 )
+from tests.unit.tiny_ensemble import DATA_ID, IMAGE_SIZE, MANIFEST_SHA256, member_source, write_tiny_ensemble
 
 VAL_LOSSES = (0.5, 0.3, 0.4)
 

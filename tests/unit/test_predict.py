@@ -6,14 +6,14 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 import pandas as pd
 import pytest
-from dicom_files import STUDY_UID, dicom, phantom
 from PIL import Image
-from tiny_ensemble import write_tiny_ensemble
 
 from mura_ray import predict
 from mura_ray.images import read_gray
 from mura_ray.model.ensemble import Ensemble
 from mura_ray.render.overlay import overlay
+from tests.unit.dicom_files import STUDY_UID, dicom, phantom
+from tests.unit.tiny_ensemble import write_tiny_ensemble
 
 
 @pytest.fixture(scope="module")

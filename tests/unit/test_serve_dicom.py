@@ -9,13 +9,13 @@ import zlib
 
 import numpy as np
 import pytest
-from dicom_files import STUDY_UID, dicom, phantom, run_tool
 from pydicom.filereader import dcmread
 
 from mura_ray.images import read_gray
 from mura_ray.render.overlay import overlay
 from serve.api import NOTICE, PREDICT_DICOM_PATH
 from tests.unit.api_client import CAM, LEFT, MeanGray, client_of, post, problem_of
+from tests.unit.dicom_files import STUDY_UID, dicom, phantom, run_tool
 
 WINDOW = {"WindowCenter": 2048, "WindowWidth": 4096}
 PIXELS = phantom(12)

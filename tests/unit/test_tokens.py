@@ -16,7 +16,7 @@ from serve.access import TokenFile
 from serve.api import PREDICT_PATH, build_api
 from serve.limits import Limits
 from serve.tokens import add_token, revoke_token
-from tests.unit.api_client import LEFT, Client, MeanGray, client_of, problem_of
+from tests.unit.api_client import Client, MeanGray, client_of, post, problem_of
 
 OPEN = ["/", "/docs", "/viewer/main.js", "/openapi.json", "/healthz", "/readyz"]
 GUARDED = ["/v1/ensemble", PREDICT_PATH, "/v1/studies", "/metrics", "/healthz/", "/viewer", "/v1/healthz"]
@@ -49,10 +49,6 @@ def get(client, token, path="/v1/ensemble"):
     return client.request("GET", path, headers=bearer(token))
 
 
-def post(client, **headers):
-    return client.post(PREDICT_PATH, files={"views": ("a.png", LEFT)}, headers=headers)
-
-
 class TestWithoutAToken:
     @pytest.mark.parametrize("path", OPEN)
     def test_pages_and_probes_are_open(self, client, path):
@@ -82,7 +78,7 @@ class TestWithoutAToken:
 
     def test_a_study_takes_no_place_and_is_not_looked_at(self, file, token):
         assert problem_of(post(guarded(file, predictions=0)))["status"] == 401
-        assert post(guarded(file, predictions=0), **bearer(token)).status_code == 429
+        assert post(guarded(file, predictions=0), headers=bearer(token)).status_code == 429
 
     @pytest.mark.parametrize("header", ["", "Bearer", "Bearer ", "Basic cGFjczpwYWNz"])
     def test_other_credentials_are_none(self, client, header):
@@ -113,8 +109,8 @@ class TestWithoutAToken:
 class TestWithAToken:
     def test_its_holder_is_answered(self, client, token):
         assert get(client, token).status_code == 200
-        assert post(client, **bearer(token)).status_code == 200
-        assert post(client, Authorization=f"bearer  {token}").status_code == 200
+        assert post(client, headers=bearer(token)).status_code == 200
+        assert post(client, headers={"Authorization": f"bearer  {token}"}).status_code == 200
 
     @pytest.mark.parametrize("change", [str.upper, lambda token: token[:-1], lambda token: token + "é", lambda _: "x"])
     def test_any_other_is_not_valid(self, client, token, change):
@@ -161,7 +157,11 @@ class TestWithAToken:
 
     def test_it_reaches_no_log_and_no_answer(self, client, file, token, caplog):
         caplog.set_level(0)
-        answers = [get(client, token), get(client, token, f"/nowhere?token={token}"), post(client, **bearer(token))]
+        answers = [
+            get(client, token),
+            get(client, token, f"/nowhere?token={token}"),
+            post(client, headers=bearer(token)),
+        ]
         file.write_text(f'{{"tokens": [{{"name": "pacs", "sha256": "{token}", "created": "2026-01-01T00:00:00Z"}}]}}')
         answers.append(get(client, token))
         assert [answer.status_code for answer in answers] == [200, 404, 200, 503]
