@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import httpx
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 from ray.exceptions import AuthenticationError
 
@@ -49,6 +50,7 @@ def _rollout(arguments: argparse.Namespace) -> None:
     ensemble = _resolve(arguments.ensemble)
     shadow = arguments.shadow and _resolve(arguments.shadow)
     ids = [Ensemble.load(uri).description.id for uri in (ensemble, shadow) if uri]
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)  # as `ray start` does; its clients do not
     try:
         client = ServeSubmissionClient(arguments.address)
         details = client.get_serve_details()

@@ -188,7 +188,8 @@ class TestCommand:
         assert rollout.main(["fedcba9876543210"]) == 1
         assert f"'fedcba9876543210'; there are {known.id}" in capsys.readouterr().err
 
-    def test_a_server_that_is_not_there_is_named(self, tmp_path, capsys):
+    def test_a_server_that_is_not_there_is_named(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # else the command sets it, for the tests after this one too
         ensemble = write_tiny_ensemble(tmp_path)
         address = f"http://127.0.0.1:{free_port()}"
         assert rollout.main([ensemble, "--address", address]) == 1
