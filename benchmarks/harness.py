@@ -130,6 +130,31 @@ class Spread:
         return f"{self.median:,.{decimals}f} ({self.low:,.{decimals}f} - {self.high:,.{decimals}f})"
 
 
+class Goals:
+    """What a benchmark holds its figures against.
+
+    Attributes:
+        found: of each goal its words, what was measured, whether that meets it, and the aim.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[dict[str, Any]] = []
+
+    def add(self, goal: str, measured: str, met: bool, aim: str) -> None:
+        """One more."""
+        self.found.append({"goal": goal, "measured": measured, "met": bool(met), "aim": aim})
+
+    def report(self) -> None:
+        """Prints a line for each."""
+        for goal in self.found:
+            print(f"{'pass' if goal['met'] else 'FAIL'}  {goal['goal']}: {goal['measured']}; {goal['aim']}")
+
+    @property
+    def are_met(self) -> bool:
+        """All of them."""
+        return all(goal["met"] for goal in self.found)
+
+
 def machine(packages: Sequence[str]) -> dict[str, str]:
     """The machine and the versions of what runs on it; packages that are not installed are left out."""
     cpus = os.sched_getaffinity(0)

@@ -9,13 +9,14 @@ augmentation and copies. What the second is slower by is the input's share. Ever
 GPU, of its own; the rounds of all steps take turns, and ratios are those within a round.
 
 Without a GPU it shows that all of it runs: small images, one batch size, nothing compiled unless --only asks for it
-(minutes a process), and figures that say nothing of a GPU.
+(minutes a process), and figures that say nothing of a GPU. With one, `kernels` alone takes most of the time.
 """
 
 import argparse
 import os
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -57,7 +58,7 @@ def main() -> int:
             _say(f"batch {batch}: writing {num_images:,} radiographs")
             with Isolated() as maker:
                 maker.call(_make, data)
-            workers = _tuned_workers(data, arguments.seconds) if PLAIN in arguments.only else {}
+            workers = _tuned_workers(data, arguments) if PLAIN in arguments.only else {}
             rounds = _run(data, arguments, workers, failures)
             print(f"\nbatch {batch}, {data.size} px, {arguments.rounds} rounds of {arguments.seconds:g} s", end="")
             print(f"; DataLoader workers: {_best(workers)}" if workers else "")
@@ -88,6 +89,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, help="of each measurement (default: %(default)s)")
     parser.add_argument("--images", type=int, help="raised to whole batches (default: %(default)s)")
     parser.add_argument("--only", nargs="+", choices=ALL, metavar="NAME", help=f"of {', '.join(ALL)}")
+    parser.add_argument(
+        "--workers", type=int, nargs="+", help="DataLoader workers to try for the plain loop (default: 0, 1, 2, 4 ...)"
+    )
     parser.add_argument("--folder", type=Path, help="where to make and remove the files (default: the temporary one)")
     return parser
 
@@ -98,11 +102,11 @@ def _make(data: Data) -> None:
     radiographs.fill_cache(data)
 
 
-def _tuned_workers(data: Data, seconds: float) -> dict[int, float]:
+def _tuned_workers(data: Data, arguments: argparse.Namespace) -> dict[int, float]:
     """Images/s of the plain loop by number of DataLoader workers."""
-    cpus = len(os.sched_getaffinity(0))
+    cpus, seconds = len(os.sched_getaffinity(0)), arguments.seconds
     found = {}
-    for workers in (0, *(2**power for power in range(cpus.bit_length()) if 2**power <= cpus)):
+    for workers in arguments.workers or (0, *(2**power for power in range(cpus.bit_length()) if 2**power <= cpus)):
         try:
             with Isolated() as process:
                 found[workers] = process.call(measure, STEPS[0], data, workers, seconds / 2).attached
@@ -136,7 +140,15 @@ def _run(data: Data, arguments: argparse.Namespace, workers: Mapping[int, float]
 
 def table(rounds: Rounds) -> str:
     """A row for each step; ratios are of images/s with input, within a round."""
-    head = ["step", "images/s, preloaded", "images/s with input", "x plain loop", "x plain step, preloaded", "input %"]
+    head = [
+        "step",
+        "images/s, preloaded",
+        "images/s with input",
+        "x plain loop",
+        "x plain step, preloaded",
+        "input %",
+        "start s",
+    ]
     rows = []
     for step in STEPS:
         if step.name in rounds:
@@ -148,6 +160,7 @@ def table(rounds: Rounds) -> str:
                 Spread.of(_ratios(mine, [one.attached for one in plain])).text(2) if plain else "",
                 Spread.of(_ratios(mine, [one.preloaded for one in plain])).text(2) if plain else "",
                 Spread.of([one.input_percent for one in mine]).text(1),
+                Spread.of([one.start_s for one in mine]).text(1),
             ])  # fmt: skip
     return markdown_table(head, rows)
 
@@ -175,7 +188,7 @@ def _goals(rounds: Rounds, batch: int) -> list[dict[str, Any]]:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(f"{time.strftime('%H:%M:%S')} {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

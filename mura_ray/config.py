@@ -95,9 +95,9 @@ class TrialConfig(Settings):
     )  # ours
     compile: Literal["auto", "none", "kernels", "graphs"] = Field(
         default="auto",
-        description="kernels: torch.compile fuses the network's operations; graphs: and CUDA graphs launch them all at "
-        "once, where a batch of 8 would wait for some 2,300 launches a step; auto: graphs where a trial has one GPU, "
-        "else none. Compiling takes minutes once a node and batch size",
+        description="graphs: a CUDA graph launches a step's operations at once, where a batch of 8 would wait for some "
+        "2,300 launches; kernels: torch.compile fuses operations, which takes minutes once a node and batch size; "
+        "auto: graphs where a trial has one GPU, else none",
     )  # ours
     sync_batch_norm: bool = Field(
         default=True, description="statistics over all of a trial's GPUs (CUDA only), which exchange them at each layer"

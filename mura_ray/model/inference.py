@@ -6,6 +6,7 @@ probabilities.
 
 import threading
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Literal, Protocol, get_args
 
 import numpy as np
@@ -15,10 +16,10 @@ import torch
 from mura_ray.model.densenet import AbnormalityNet
 from mura_ray.model.openvino_graph import build_graph
 
-Precision = Literal["fp32", "openvino", "bf16", "auto"]
+Precision = Literal["fp32", "openvino", "graphs", "bf16", "fp16", "auto"]
 """fp32: PyTorch, the exact results. openvino: a CPU in float32, rounded in another order (probabilities to 1e-5).
-bf16: a CPU in bfloat16, faster; on one trained ensemble it moved the ensemble's probability of a view by 1e-2 and a
-member's by 4e-2. auto: openvino; on a GPU fp16, whose error has not been measured yet."""
+graphs: the same of a GPU. bf16, a CPU's, and fp16, a GPU's, are faster and less exact; on one trained ensemble bf16
+moved the ensemble's probability of a view by 1e-2 and a member's by 4e-2. auto: openvino or graphs."""
 
 Output = tuple[np.ndarray, np.ndarray]
 """Logits, float32 [M, N], and the mean of the members' raw maps, float32 [N, S / 32, S / 32]."""
@@ -53,12 +54,19 @@ def make_engine(networks: Sequence[AbnormalityNet], image_size: int, device: str
     if precision == "fp32":
         return Exact(networks, device)
     if torch.device(device).type == "cuda":
-        if precision != "auto":
-            raise ValueError(f"precision {precision!r} is for a CPU; on {device} choose fp32 or auto")
-        return CudaGraphs(networks, image_size, device)
+        if precision not in ("graphs", "fp16", "auto"):
+            raise ValueError(f"precision {precision!r} is for a CPU; on {device} choose fp32, fp16 or auto")
+        return CudaGraphs(networks, image_size, device, fp16=precision == "fp16")
+    if precision in ("graphs", "fp16"):
+        raise ValueError(f"precision {precision!r} is for a GPU; on a CPU choose fp32, bf16 or auto")
     if precision == "bf16" and not _has_bf16():
         raise ValueError("precision 'bf16' is slow here: the processor has no AVX512_BF16 or AMX; choose auto")
     return OpenVino(networks, image_size, bf16=precision == "bf16")
+
+
+def exact_convolutions() -> AbstractContextManager[None]:
+    """Inside it a GPU computes convolutions of fp32 in fp32; by itself torch has it use TF32, of 10 bits."""
+    return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
 def _has_bf16() -> bool:
@@ -83,7 +91,8 @@ class Exact:
     def __call__(self, pixels: torch.Tensor) -> Output:
         """Computes one member after the other."""
         gray = pixels.to(self._device).float() / 255
-        logits, maps = zip(*(network.forward_with_maps(gray) for network in self._networks), strict=True)
+        with exact_convolutions():
+            logits, maps = zip(*(network.forward_with_maps(gray) for network in self._networks), strict=True)
         return torch.stack(logits).cpu().numpy(), torch.stack(maps).mean(dim=0).cpu().numpy()
 
 
@@ -111,7 +120,7 @@ class OpenVino:
 
 
 class CudaGraphs:
-    """fp16 on a GPU, channels last, a stream for each member, recorded once for each batch size.
+    """A GPU, channels last, a stream for each member, recorded once for each batch size.
 
     A pass of five DenseNet-169 launches some thousand kernels of a few microseconds: replayed from one CUDA graph, they
     do not wait for Python. Batches are filled up to powers of two, so few graphs are recorded.
@@ -119,8 +128,8 @@ class CudaGraphs:
 
     max_views = 32
 
-    def __init__(self, networks: Sequence[AbnormalityNet], image_size: int, device: str) -> None:
-        self._device = torch.device(device)
+    def __init__(self, networks: Sequence[AbnormalityNet], image_size: int, device: str, *, fp16: bool) -> None:
+        self._device, self._fp16 = torch.device(device), fp16
         self._networks = [
             network.to(self._device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
             for network in networks
@@ -135,7 +144,7 @@ class CudaGraphs:
         """Replays the graph of the next batch size, recording it the first time."""
         num_views = len(pixels)
         filled = 1 << (num_views - 1).bit_length()
-        with self._lock, torch.cuda.device(self._device):
+        with self._lock, torch.cuda.device(self._device), exact_convolutions():
             if filled not in self._recorded:
                 self._recorded[filled] = self._record(filled)
             graph, inputs, logits, maps = self._recorded[filled]
@@ -161,7 +170,7 @@ class CudaGraphs:
         gray = (pixels.float() / 255).contiguous(memory_format=torch.channels_last)
         outputs = []
         # Autocast's cache of cast weights is per block: inside a recording it would keep memory of another stream.
-        with torch.autocast("cuda", torch.float16, cache_enabled=False):
+        with torch.autocast("cuda", torch.float16, enabled=self._fp16, cache_enabled=False):
             for network, stream in zip(self._networks, self._streams, strict=True):
                 stream.wait_stream(current)
                 with torch.cuda.stream(stream):

@@ -5,6 +5,7 @@ takes its slice of every global batch, and losses are means over global batches,
 nothing but speed and the statistics of BatchNorm.
 """
 
+import functools
 import math
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -22,6 +23,7 @@ from mura_ray.data.loader import Batch, SplitLoader
 from mura_ray.data.prefetch import prefetch, to_device
 from mura_ray.model.densenet import AbnormalityNet
 from mura_ray.model.loss import bce_sum, image_weights
+from mura_ray.training.recorded import Inputs, Recorded
 
 OnBatch = Callable[[Batch], None]
 """Called after the step of each global batch with this worker's part of it."""
@@ -31,14 +33,6 @@ CHECK_EVERY = {"cpu": 1, "cuda": 32}
 
 VALIDATION_BATCH = 32
 """Images of a global batch in validation, unless training has more: a forward pass of 8 leaves most of a GPU idle."""
-
-
-class Inputs(NamedTuple):
-    """What a step takes, on the device: images, float32 [n, 1, S, S] in 0 to 1, labels and weights in the loss, [n]."""
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    weights: torch.Tensor
 
 
 class NonFiniteLossError(ValueError):
@@ -77,7 +71,8 @@ class Run:
     """What one worker holds for the life of a run.
 
     `network` is the bare network, which validates and is saved. `model` is the same one as it trains: inside
-    DistributedDataParallel where there are several workers, and compiled where that is asked for.
+    DistributedDataParallel where there are several workers, and compiled where that is asked for. `recorded` replays
+    its passes where they are to be a CUDA graph.
     `class_weights` is float32 [7, 2], indexed [study type, label], on the host. `loss_sum` is float64 [], what this
     worker adds to the progress's. `unchecked` are losses that nobody has looked at yet.
     """
@@ -94,6 +89,7 @@ class Run:
     progress: Progress
     loss_sum: torch.Tensor
     unchecked: list[BatchLoss] = field(default_factory=list)
+    recorded: Recorded | None = None
 
 
 def num_workers() -> int:
@@ -134,10 +130,8 @@ def prepare_run(
             gradient_as_bucket_view=True,
             forward_sync_buffers=False,
         )
-    if compiled != "none":
-        # The graphs are those of the forward and the backward pass, so that Adam need not be `capturable`.
-        mode = "reduce-overhead" if compiled == "graphs" else None
-        model = cast(nn.Module, torch.compile(model, dynamic=False, mode=mode))
+    if compiled == "kernels":
+        model = cast(nn.Module, torch.compile(model, dynamic=False))
     optimiser = torch.optim.Adam(
         network.parameters(),
         lr=config.learning_rate,
@@ -149,7 +143,10 @@ def prepare_run(
         optimiser, mode="min", factor=config.lr_factor, patience=config.lr_patience
     )
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-    return Run(config, train, valid, class_weights, device, network, model, optimiser, schedule, Progress(), loss_sum)
+    run = Run(config, train, valid, class_weights, device, network, model, optimiser, schedule, Progress(), loss_sum)
+    if compiled == "graphs":
+        run.recorded = Recorded(functools.partial(_passes, run), network)
+    return run
 
 
 def compile_mode(config: TrialConfig, device_type: str, workers: int) -> Literal["none", "kernels", "graphs"]:
@@ -161,12 +158,15 @@ def compile_mode(config: TrialConfig, device_type: str, workers: int) -> Literal
     on_gpu = device_type == "cuda"
     if config.compile == "auto":
         return "graphs" if on_gpu and workers == 1 else "none"
-    if config.compile == "graphs" and not on_gpu:
-        raise ValueError("compile: graphs needs a GPU: use compile: auto, which takes graphs where there is one")
-    if config.compile != "none" and on_gpu and workers > 1 and config.sync_batch_norm:
+    if config.compile == "graphs" and not (on_gpu and workers == 1):
         raise ValueError(
-            f"compile: {config.compile} on {workers} GPUs: each synchronised BatchNorm waits for the other GPUs, which "
-            "no graph can hold; use compile: auto or none, one worker a trial, or sync_batch_norm: false"
+            f"compile: graphs needs a GPU and one worker a trial, not {workers} on {device_type}: use compile: auto, "
+            "which takes graphs where it can"
+        )
+    if config.compile == "kernels" and on_gpu and workers > 1 and config.sync_batch_norm:
+        raise ValueError(
+            f"compile: kernels on {workers} GPUs: each synchronised BatchNorm waits for the other GPUs, which no "
+            "compiled network can; use compile: auto or none, one worker a trial, or sync_batch_norm: false"
         )
     return config.compile
 
@@ -229,12 +229,16 @@ def train_step(run: Run, inputs: Inputs, global_size: int) -> torch.Tensor:
     Returns:
         The loss, summed over this worker's images: float32 [], on the device; nothing has waited for it.
     """
-    # Before the forward pass, which ends the life of the last step's gradients where they lie in a CUDA graph's memory.
+    loss = (run.recorded or functools.partial(_passes, run))(inputs, num_workers() / global_size)
+    run.optimiser.step()
+    return loss
+
+
+def _passes(run: Run, inputs: Inputs, factor: float) -> torch.Tensor:
     run.optimiser.zero_grad(set_to_none=True)
     loss = bce_sum(_forward(run, run.model, inputs.images), inputs.labels, inputs.weights)
-    # DDP averages the workers' gradients; this makes that average the gradient of the mean over the global batch.
-    (loss * (num_workers() / global_size)).backward()
-    run.optimiser.step()
+    # DDP averages the workers' gradients; the factor makes that average the gradient of the mean over the global batch.
+    (loss * factor).backward()
     return loss.detach()
 
 
@@ -337,7 +341,8 @@ def _inputs(run: Run, batch: Batch, images: torch.Tensor, class_weights: torch.T
 
 def _forward(run: Run, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     if run.config.precision == "bf16":
-        with torch.autocast(run.device.type, torch.bfloat16):
+        # Each weight is used once; and a recording must keep no copy of the weights from before it.
+        with torch.autocast(run.device.type, torch.bfloat16, cache_enabled=False):
             return model(images).float()
     return model(images)
 

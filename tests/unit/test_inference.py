@@ -127,8 +127,14 @@ def test_exact_is_the_default(networks: Sequence[AbnormalityNet]):
 
 
 def test_an_unknown_precision_is_refused_with_the_known_ones(networks: Sequence[AbnormalityNet]):
-    with pytest.raises(ValueError, match="'int8' is unknown; one of fp32, openvino, bf16, auto"):
+    with pytest.raises(ValueError, match="'int8' is unknown; one of fp32, openvino, graphs, bf16, fp16, auto"):
         make_engine(networks, SIZE, "cpu", "int8")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("precision", ["graphs", "fp16"])
+def test_what_is_for_a_gpu_is_refused(networks: Sequence[AbnormalityNet], precision: inference.Precision):
+    with pytest.raises(ValueError, match="is for a GPU; on a CPU choose fp32, bf16 or auto"):
+        make_engine(networks, SIZE, "cpu", precision)
 
 
 def test_bf16_is_refused_where_it_would_be_emulated(

@@ -56,7 +56,7 @@ class TestEnsembleUri:
 
 
 class TestPrecision:
-    @pytest.mark.parametrize("value", ["fp32", "openvino", "bf16", "auto"])
+    @pytest.mark.parametrize("value", ["fp32", "openvino", "graphs", "bf16", "fp16", "auto"])
     def test_is_what_the_variable_says(self, monkeypatch, value):
         monkeypatch.setenv("MURA_INFERENCE", value)
         assert precision() == value
@@ -69,7 +69,7 @@ class TestPrecision:
 
     def test_another_value_is_refused_with_those_that_are_known(self, monkeypatch):
         monkeypatch.setenv("MURA_INFERENCE", "int8")
-        with pytest.raises(ValueError, match="MURA_INFERENCE is 'int8'; one of fp32, openvino, bf16, auto"):
+        with pytest.raises(ValueError, match="MURA_INFERENCE is 'int8'; one of fp32, openvino, graphs, bf16, fp16, auto"):
             precision()
 
 
