@@ -38,6 +38,10 @@ for package in g++ pkg-config libopencv-core-dev libopencv-imgproc-dev; do
     installed "$package" || missing+=("$package")
 done
 if ! installed libturbojpeg0-dev && ! installed libturbojpeg-dev; then missing+=(libturbojpeg); fi
+# WeasyPrint lays the evaluation's PDF out with Pango, and needs a font.
+for package in libpango-1.0-0 libpangoft2-1.0-0 libharfbuzz-subset0 fonts-dejavu-core; do
+    installed "$package" || missing+=("$package")
+done
 # ensurepip and Python.h come with the interpreter, or (Debian's own python3.11) in two more packages.
 "$python" -c 'import ensurepip' 2>/dev/null || missing+=("$python-venv")
 "$python" -c 'import os, sysconfig; raise SystemExit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \

@@ -1,36 +1,49 @@
 """`python -m mura_ray.evaluate`: how well an ensemble tells abnormal studies, on a split of a converted data set."""
 
 import argparse
-from contextlib import closing
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
 
-import numpy as np
-import pandas as pd
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from scipy.special import expit
 
 from mura_ray import cli, store
-from mura_ray.config import Locations
-from mura_ray.data.cache import local_split
-from mura_ray.data.loader import SplitLoader
-from mura_ray.data.manifest import Manifest, read_boxes, read_manifest, read_table
-from mura_ray.domain import ABNORMAL, STUDY_TYPES
-from mura_ray.model.ensemble import DESCRIPTION, Ensemble, EnsembleDescription, newest_ensemble
-from mura_ray.render.overlay import painted
-from mura_ray.render.report import OVERALL, EvaluationResult, evaluation_text, write_evaluation
-from mura_ray.stats.localisation import BoxedView, pointing_game
-from mura_ray.stats.metrics import Metrics, study_metrics
+from mura_ray.config import THRESHOLD, Locations
+from mura_ray.data.leakage import find_leakage
+from mura_ray.evaluation.ablating import ablate
+from mura_ray.evaluation.assessment import assess, calibrated_table
+from mura_ray.evaluation.comparing import compare_predictions
+from mura_ray.evaluation.localising import localisation_tables
+from mura_ray.evaluation.operating import operating_points, parse_rule
+from mura_ray.evaluation.predictions import Predictions, predict_split
+from mura_ray.evaluation.reading import ReaderQuestion, add_findings, add_readers, reader_parts, simulated_readers
+from mura_ray.evaluation.writing import provenance, write_evaluation, write_figures, write_tables
+from mura_ray.model.ensemble import DESCRIPTION, Ensemble, newest_ensemble, read_description
+from mura_ray.render.report import EvaluationResult, evaluation_text
+from mura_ray.render.tables import Table, as_text
+from mura_ray.stats.paper import paper_text, rederive
+from mura_ray.training.calibrate import calibrate
 
-EPILOG = """example:
+EPILOG = """examples:
   python -m mura_ray.evaluate --ensemble runs/paper/ensemble --data shards
+  python -m mura_ray.evaluate --data shards --readers readers.csv --gold anna ben carla --all-panels
+  python -m mura_ray.evaluate --data shards --calibrate
+  python -m mura_ray.evaluate --data shards --compare runs/other/ensemble
+  python -m mura_ray.evaluate --paper
 
-Prints the numbers and writes metrics.csv, metrics.json and studies.csv (each study's label and probability)."""
+Prints the numbers and writes report.html and report.pdf, model-card.md, the tables as CSV and LaTeX, the figures as SVG
+and PNG, and studies.csv (each study's label and probability)."""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Parses, evaluates, reports."""
     locations = Locations.from_environment()
+    given = sys.argv[1:] if argv is None else argv
+    return cli.run(lambda: _run(_parser(locations).parse_args(given), locations.runs, given))
+
+
+def _parser(locations: Locations) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m mura_ray.evaluate",
         description="Study-level AUROC, sensitivity, specificity and Cohen's kappa, by study type and overall.",
@@ -39,27 +52,75 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--ensemble", help="the ensemble's folder (default: the newest under $MURA_RUNS)")
     parser.add_argument("--data", default=locations.data, help="converted data set (default: $MURA_DATA)")
-    parser.add_argument("--split", default="test", help="train, valid or test (default: %(default)s)")
+    parser.add_argument("--split", help="train, valid or test (default: test; with --calibrate: valid)")
     parser.add_argument("--out", help="where to write (default: beside the ensemble's folder, named by split and ids)")
-    return cli.run(lambda: _evaluate(parser.parse_args(argv), locations.runs))
-
-
-def _evaluate(arguments: argparse.Namespace, runs: str | None) -> None:
-    data = cli.location(arguments.data, "data")
-    if not arguments.ensemble and not runs:
-        raise ValueError("no ensemble: pass --ensemble DIR, or set MURA_RUNS to take the newest there")
-    uri = store.absolute(arguments.ensemble or newest_ensemble(store.absolute(str(runs)))).removesuffix(
-        f"/{DESCRIPTION}"
+    more = parser.add_argument_group("more in the report")
+    more.add_argument("--readers", metavar="CSV", help="a row per study: `study`, and 0 or 1 in a column per reader")
+    more.add_argument("--gold", nargs=3, metavar="READER", help="whose majority is the gold standard (default: drawn)")
+    more.add_argument("--gold-seed", type=int, default=0, help="of the draw of these three (default: %(default)s)")
+    more.add_argument("--all-panels", action="store_true", help="every choice of three readers for the gold standard")
+    more.add_argument("--findings", metavar="CSV", help="columns `study` and `finding`: sensitivity by finding")
+    more.add_argument("--operating-point", type=parse_rule, action="append", default=[], metavar="RULE",
+                      help="youden, or sensitivity=0.9; may be repeated")  # fmt: skip
+    more.add_argument("--chosen-on", default="valid", help="split that operating points are chosen on (default: valid)")
+    leaks = parser.add_argument_group("whose patients the ensemble knows")
+    leaks.add_argument("--trained-on", metavar="URI", help="the data set of the training, if it is another than --data")
+    leaks.add_argument("--allow-leakage", action="store_true", help="report shared patients or images, not refuse them")
+    modes = parser.add_argument_group("instead of a report").add_mutually_exclusive_group()
+    modes.add_argument("--calibrate", action="store_true", help="fit a calibration; writes a new ensemble with it")
+    modes.add_argument("--compare", metavar="URI", help="another ensemble on the same studies: differences")
+    modes.add_argument(
+        "--ablate", action="store_true", help="one member against all, mean of the views against maximum"
     )
+    modes.add_argument("--simulate-readers", action="store_true", help="a reader study of the paper's size, simulated")
+    modes.add_argument("--paper", action="store_true", help="the paper's Tables 1 and 2, checked by arithmetic")
+    return parser
+
+
+def _run(arguments: argparse.Namespace, runs: str | None, given: Sequence[str]) -> None:
+    if arguments.paper:
+        print(paper_text(rederive()))
+    elif arguments.simulate_readers:
+        _simulate_readers(arguments)
+    elif arguments.calibrate:
+        _calibrate(arguments, runs)
+    elif arguments.compare:
+        uris = _ensemble_uri(arguments.ensemble, runs), _ensemble_uri(arguments.compare, None)
+        _print_tables(compare_predictions(*(_predict(arguments, uri) for uri in uris)), arguments.out)
+    elif arguments.ablate:
+        _print_tables(ablate(_predict(arguments, _ensemble_uri(arguments.ensemble, runs))), arguments.out)
+    else:
+        _report(arguments, runs, shlex.join(["python", "-m", "mura_ray.evaluate", *given]))
+
+
+def _report(arguments: argparse.Namespace, runs: str | None, command: str) -> None:
+    uri = _ensemble_uri(arguments.ensemble, runs)
     out = arguments.out and store.absolute(arguments.out)
     if out and f"{out}/".startswith(f"{uri}/"):
         raise ValueError(f"--out {out!r} lies in the ensemble's folder, which is never changed: pass another")
-    ensemble = Ensemble.load(uri, "cuda" if torch.cuda.is_available() else "cpu")
-    result = evaluate_ensemble(ensemble, data, arguments.split)
+    data, split = cli.location(arguments.data, "data"), arguments.split or "test"
+    leakage = find_leakage(data, split, read_description(uri).data_id, arguments.trained_on)
+    leakage.refuse(allow=arguments.allow_leakage)
+    predictions = _predict(arguments, uri)
+    result = assess(predictions, leakage.notes)
+    chosen_on = None
+    if arguments.operating_point:
+        same = arguments.chosen_on == predictions.split
+        chosen_on = (
+            predictions if same else predict_split(Ensemble.load(uri, _device()), predictions.data, arguments.chosen_on)
+        )
+    tables = [operating_points(predictions, arguments.operating_point, chosen_on), *localisation_tables(predictions)]
+    result = replace(result, tables=(*result.tables, *tables))
+    if arguments.readers:
+        question = ReaderQuestion(arguments.readers, arguments.gold, arguments.gold_seed, arguments.all_panels)
+        result = add_readers(result, question)
+    if arguments.findings:
+        result = add_findings(result, arguments.findings)
     out = out or default_out(uri, result)
-    write_evaluation(result, out)
+    how = provenance(predictions.description, command, _choices(predictions, arguments))
+    write_evaluation(result, how, out)
     print(evaluation_text(result))
-    print(f"\nwritten to {out}")
+    print(f"\nwritten to {out}: report.html, report.pdf, model-card.md, tables, figures")
 
 
 def default_out(ensemble: str, result: EvaluationResult) -> str:
@@ -68,121 +129,66 @@ def default_out(ensemble: str, result: EvaluationResult) -> str:
     return store.join(home, f"evaluation-{result.data['split']}-{result.data['id']}-{result.ensemble_id}")
 
 
-def evaluate_ensemble(ensemble: Ensemble, data: str, split: str = "test") -> EvaluationResult:
-    """Predicts every view of a split from its shards, and compares the studies with their labels.
-
-    A view's probability is the mean over the members, a study's the mean over its views (paper, section 3.1).
-
-    Args:
-        ensemble: whose answers are judged.
-        data: URI of a converted data set.
-        split: one of its splits.
-
-    Raises:
-        ValueError: no such data set or split, or it was converted to another image size than the ensemble's.
-    """
-    description, manifest, table = ensemble.description, read_manifest(data), read_table(data, split)
-    if manifest.image_size != description.image_size:
-        size = description.image_size
-        raise ValueError(
-            f"the ensemble takes images of {size} px, {data!r} holds {manifest.image_size} px: convert the radiographs "
-            f"again with --image-size {size} to another --dest"
-        )
-    probabilities, maps = _predict(ensemble, data, split, table["sample_id"].to_numpy())
-    studies = _studies(table.assign(probability=probabilities), description.threshold)
-    boxes = read_boxes(data, split)
-    return EvaluationResult(
-        ensemble_id=description.id,
-        data={"name": manifest.name, "id": manifest.id, "split": split, "split_policy": manifest.split_policy},
-        threshold=description.threshold,
-        notes=_notes(manifest, split, description),
-        metrics=_metrics(studies, description.threshold),
-        studies=studies,
-        painted=_painted(table["label"], maps),
-        localisation=None if boxes is None else pointing_game(_boxed_views(table, boxes, maps)),
+def _choices(predictions: Predictions, arguments: argparse.Namespace) -> dict[str, str]:
+    description = predictions.description
+    calibration = description.calibration
+    chosen = f"split valid of {description.data_id}"
+    choices = {"weights": f"split train of {description.data_id}", "epochs": chosen, "members": chosen}
+    choices["calibration"] = (
+        f"split {calibration.fitted_on.split} of {calibration.fitted_on.data_id}" if calibration else "none"
     )
+    choices["threshold"] = f"{description.threshold:g}, fixed beforehand (paper, section 3.1)"
+    if arguments.operating_point:
+        choices["other operating points"] = f"split {arguments.chosen_on} of {predictions.manifest.id}"
+    return choices
 
 
-def _predict(ensemble: Ensemble, data: str, split: str, sample_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities, float64 [n], and maps, float32 [n, h, w], in the order of the sample ids, [n]."""
-    seen, probabilities, maps = [], [], []
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with (
-        local_split(data, split) as path,
-        closing(SplitLoader(path, batch_size=ensemble.max_views, shuffle=False)) as loader,
-        Progress(*columns, console=Console(stderr=True)) as progress,
-    ):
-        task = progress.add_task(f"views of {split}", total=len(sample_ids))
-        for batch in loader.epoch():
-            logits, batch_maps = ensemble.predict_pixels(batch.images)
-            seen.append(batch.sample_ids.numpy())
-            probabilities.append(expit(logits.astype(np.float64)).mean(axis=0))
-            maps.append(batch_maps)
-            progress.advance(task, len(batch_maps))
-    place = pd.Index(np.concatenate(seen)).get_indexer(pd.Index(sample_ids))
-    assert sorted(place) == list(range(sum(map(len, seen)))), "the shards and the table hold different images"
-    return np.concatenate(probabilities)[place], np.concatenate(maps)[place]
+def _calibrate(arguments: argparse.Namespace, runs: str | None) -> None:
+    uri, split = _ensemble_uri(arguments.ensemble, runs), arguments.split or "valid"
+    predictions = predict_split(Ensemble.load(uri, _device()), cli.location(arguments.data, "data"), split)
+    studies = predictions.studies(predictions.description.threshold)
+    dest, description = calibrate(uri, studies, data_id=predictions.manifest.id, split=split, dest=arguments.out)
+    assert description.calibration is not None
+    table = calibrated_table(studies, description.calibration)
+    print(f"{table.title}, on the studies that it was fitted on (split {split}): optimistic\n{as_text(table)}")
+    print(f"\nensemble {description.id}, calibrated, in {dest}")
 
 
-def _studies(views: pd.DataFrame, threshold: float) -> pd.DataFrame:
-    """A row per study, in the order of their first views."""
-    keys = views["study_type"] + "/" + views["patient_id"] + "/" + views["study_id"]
-    groups = views.assign(study=keys).groupby(["study", "study_type", "patient_id", "label"], sort=False)
-    studies = groups["probability"].agg(num_views="size", probability="mean").reset_index()
-    assert studies["study"].is_unique, "a study's views have different labels"
-    return studies.assign(abnormal=(studies["probability"] > threshold).astype(int))
+def _simulate_readers(arguments: argparse.Namespace) -> None:
+    if not arguments.out:
+        raise ValueError("--simulate-readers needs --out, a folder for its tables and figure")
+    question = ReaderQuestion("", arguments.gold, arguments.gold_seed, arguments.all_panels)
+    tables, picture = reader_parts(simulated_readers(), question, THRESHOLD)
+    print("SIMULATED readers and model: nothing below was seen in radiographs\n")
+    out = _print_tables(tables, arguments.out)
+    write_figures([picture], store.join(out, "figures"))
+    print(f"the ROC curve: {store.join(out, 'figures', 'roc.png')}")
 
 
-def _metrics(studies: pd.DataFrame, threshold: float) -> dict[str, Metrics]:
-    strata = {name: studies[studies["study_type"] == name] for name in STUDY_TYPES}
-    strata = {name: rows for name, rows in strata.items() if len(rows)} | {OVERALL: studies}
-    return {
-        name: study_metrics(rows["label"], rows["probability"], rows["patient_id"].to_numpy(), threshold)
-        for name, rows in strata.items()
-    }
+def _print_tables(tables: Sequence[Table], out: str | None) -> str:
+    for table in tables:
+        print(f"{table.title}\n{as_text(table)}\n{table.note}\n")
+    if not out:
+        return ""
+    out = store.absolute(out)
+    write_tables(tables, store.join(out, "tables"))
+    print(f"written to {out}")
+    return out
 
 
-def _painted(labels: pd.Series, maps: np.ndarray) -> pd.DataFrame:
-    """How much the maps paint over views labelled normal (0) and abnormal (1): means over the views of a label."""
-    shares = pd.DataFrame([painted(cam) for cam in maps], columns=["share", "strength"])
-    groups = shares.assign(label=labels.to_numpy()).groupby("label")
-    return groups.agg(num_views=("share", "size"), share=("share", "mean"), strength=("strength", "mean")).reset_index()
+def _predict(arguments: argparse.Namespace, uri: str) -> Predictions:
+    data = cli.location(arguments.data, "data")
+    return predict_split(Ensemble.load(uri, _device()), data, arguments.split or "test")
 
 
-def _boxed_views(table: pd.DataFrame, boxes: pd.DataFrame, maps: np.ndarray) -> list[BoxedView]:
-    """The abnormal views that have boxes, these as shares of the view's sides."""
-    edges = boxes.merge(table[["sample_id", "width", "height"]], on="sample_id", suffixes=("", "_view"))
-    edges = edges.assign(
-        left=edges["x"] / edges["width_view"],
-        top=edges["y"] / edges["height_view"],
-        right=(edges["x"] + edges["width"]) / edges["width_view"],
-        bottom=(edges["y"] + edges["height"]) / edges["height_view"],
-    )
-    by_view = {
-        sample: rows[["left", "top", "right", "bottom"]].to_numpy() for sample, rows in edges.groupby("sample_id")
-    }
-    return [
-        BoxedView(study_type, patient_id, cam, by_view[sample_id])
-        for sample_id, study_type, patient_id, label, cam in zip(
-            table["sample_id"], table["study_type"], table["patient_id"], table["label"], maps, strict=True
-        )
-        if label == ABNORMAL and sample_id in by_view
-    ]
+def _ensemble_uri(ensemble: str | None, runs: str | None) -> str:
+    if not ensemble and not runs:
+        raise ValueError("no ensemble: pass --ensemble DIR, or set MURA_RUNS to take the newest there")
+    return store.absolute(ensemble or newest_ensemble(store.absolute(str(runs)))).removesuffix(f"/{DESCRIPTION}")
 
 
-def _notes(manifest: Manifest, split: str, description: EnsembleDescription) -> tuple[str, ...]:
-    """Why the numbers are not what new patients would give."""
-    notes = []
-    if split == "train":
-        notes.append("training numbers: members learn from the split 'train'")
-    elif split == "valid" or manifest.split_policy == "official":
-        notes.append(f"optimistic numbers: epochs and members are chosen on the split {split!r}")
-    if description.data_id != manifest.id:
-        notes.append(
-            f"the ensemble was trained on the data set {description.data_id}, this is {manifest.id}: the numbers "
-            "hold for new patients only if no patient is in both"
-        )
-    return tuple(notes)
+def _device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 if __name__ == "__main__":

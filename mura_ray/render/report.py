@@ -2,25 +2,34 @@
 
 import json
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import pandas as pd
 
 from mura_ray import store
 from mura_ray.domain import ABNORMAL, NORMAL
+from mura_ray.render.document import Picture
+from mura_ray.render.tables import NOT_ESTIMABLE, Table, as_csv, as_text, cell_text
+from mura_ray.stats.estimates import DRAWS, MIN_COUNT
 from mura_ray.stats.localisation import PointingGame
-from mura_ray.stats.metrics import DRAWS, MIN_COUNT, Estimate, Metrics
+from mura_ray.stats.metrics import Metrics
 
 OVERALL = "overall"
-ESTIMATES = ("auroc", "sensitivity", "specificity", "kappa")
-NOT_ESTIMABLE = "n.e."
+COLUMNS = {
+    "auroc": "AUROC", "sensitivity": "sensitivity", "specificity": "specificity", "kappa": "kappa",
+}  # fmt: skip
+MORE_COLUMNS = {
+    "auroc_delong": "AUROC (DeLong)", "kappa_clustered": "kappa (by patient)", "ppv": "PPV", "npv": "NPV",
+    "brier": "Brier score", "ece": "calibration error",
+}  # fmt: skip
 _WIDTH = 116  # of the table, and so of the text around it
 
 METHODS = (
-    f"95 % intervals: AUROC and the localisation ratio, bootstrap of {DRAWS:,} draws of patients (a perfect AUROC: "
-    "Newcombe 2006, method 5); sensitivity and specificity, Wilson; kappa, McHugh (2012). Wilson's and McHugh's take a "
-    "patient's studies for independent.",
+    f"95 % intervals: AUROC, kappa by patient, Brier score, calibration error (10 equal bins) and the localisation "
+    f"ratio, bootstrap of {DRAWS:,} draws of patients (a perfect AUROC: Newcombe 2006, method 5); AUROC once more by "
+    "DeLong (1988); sensitivity, specificity, PPV and NPV, Wilson; kappa, McHugh (2012). DeLong's, Wilson's and "
+    "McHugh's take a patient's studies for independent.",
     f"Not estimable ({NOT_ESTIMABLE}): what has fewer than {MIN_COUNT} studies of a label that it needs, or views with "
     f"boxes. No interval: an AUROC with fewer than {MIN_COUNT} patients of a label, a ratio with fewer in all, "
     "a perfect kappa, a ratio whose denominator is 0 in any draw.",
@@ -41,6 +50,8 @@ class EvaluationResult:
         painted: a row per label: label, num_views, and the mean over the views of the overlay's share of painted
             pixels and of its strength over all pixels.
         localisation: None where the data set has no boxes.
+        tables: what else was asked for: operating points, readers, findings, localisation, subgroups, worst errors.
+        pictures: figures, each with its caption.
     """
 
     ensemble_id: str
@@ -51,6 +62,17 @@ class EvaluationResult:
     studies: pd.DataFrame
     painted: pd.DataFrame
     localisation: PointingGame | None
+    tables: Sequence[Table] = ()
+    pictures: Sequence[Picture] = ()
+
+    @property
+    def metric_tables(self) -> tuple[Table, Table]:
+        """The metrics by study type and overall: those of the paper, and more."""
+        where = f"{self.data['name']}, split {self.data['split']}, abnormal above {self.threshold:g}"
+        return (
+            Table("metrics", f"Study-level results: {where}", _metrics_frame(self.metrics, COLUMNS)),
+            Table("metrics_more", f"More study-level results: {where}", _metrics_frame(self.metrics, MORE_COLUMNS)),
+        )
 
 
 def evaluation_text(result: EvaluationResult) -> str:
@@ -59,23 +81,20 @@ def evaluation_text(result: EvaluationResult) -> str:
         f"{result.data['name']} ({result.data['id']}), split {result.data['split']} ({result.data['split_policy']}), "
         f"by ensemble {result.ensemble_id}; abnormal above {result.threshold:g}"
     )
-    rows = [
-        [name, row.num_studies, row.num_abnormal, *(_shown(getattr(row, estimate)) for estimate in ESTIMATES)]
-        for name, row in result.metrics.items()
-    ]
-    columns = ["study type", "studies", "abnormal", "AUROC", "sensitivity", "specificity", "kappa"]
-    table = pd.DataFrame(rows, columns=columns).to_string(index=False, line_width=10_000)
     game = [] if result.localisation is None else [_localisation_text(result.localisation)]
     game = [_painted_text(result.painted), *game]
     notes = [textwrap.fill(f"NOTE: {note}", _WIDTH) for note in result.notes]
     methods = [textwrap.fill(method, _WIDTH) for method in METHODS]
-    return "\n\n".join([head, *notes, table, *game, "\n".join(methods)])
+    tables = [as_text(table) for table in result.metric_tables]
+    more = [f"{table.title}\n{as_text(table)}" for table in result.tables]
+    return "\n\n".join([head, *notes, *tables, *more, *game, "\n".join(methods)])
 
 
-def write_evaluation(result: EvaluationResult, out: str) -> None:
+def write_numbers(result: EvaluationResult, out: str) -> None:
     """Writes `metrics.csv`, `metrics.json` and `studies.csv`; what is not estimable is empty, or null."""
     store.write_bytes(store.join(out, "studies.csv"), result.studies.to_csv(index=False).encode())
-    store.write_bytes(store.join(out, "metrics.csv"), _metrics_frame(result.metrics).to_csv(index=False).encode())
+    everything = Table("metrics", "", _metrics_frame(result.metrics, {name: name for name in COLUMNS | MORE_COLUMNS}))
+    store.write_bytes(store.join(out, "metrics.csv"), as_csv(everything))
     content = {
         "ensemble_id": result.ensemble_id,
         "data": dict(result.data),
@@ -89,14 +108,12 @@ def write_evaluation(result: EvaluationResult, out: str) -> None:
     store.write_bytes(store.join(out, "metrics.json"), json.dumps(content, indent=2, allow_nan=False).encode() + b"\n")
 
 
-def _metrics_frame(metrics: Mapping[str, Metrics]) -> pd.DataFrame:
-    rows = []
-    for name, row in metrics.items():
-        numbers = {"study_type": name, "num_studies": row.num_studies, "num_abnormal": row.num_abnormal}
-        for key in ESTIMATES:
-            estimate: Estimate = getattr(row, key)
-            numbers |= {key: estimate.value, f"{key}_low": estimate.low, f"{key}_high": estimate.high}
-        rows.append(numbers)
+def _metrics_frame(metrics: Mapping[str, Metrics], columns: Mapping[str, str]) -> pd.DataFrame:
+    rows = [
+        {"study_type": name, "num_studies": row.num_studies, "num_abnormal": row.num_abnormal}
+        | {title: getattr(row, field) for field, title in columns.items()}
+        for name, row in metrics.items()
+    ]
     return pd.DataFrame(rows)
 
 
@@ -112,21 +129,10 @@ def _localisation_text(game: PointingGame) -> str:
     lines = [
         f"Localisation, {game.num_views} abnormal views with boxes of {game.num_patients} patients. The map's maximum "
         "lies in a box, grown by half a map cell, of",
-        f"  its own view           {_number(game.rate)}",
-        f"  other views of a type  {_number(game.baseline)}",
-        f"  ratio                  {_shown(game.ratio)}",
+        f"  its own view           {cell_text(game.rate)}",
+        f"  other views of a type  {cell_text(game.baseline)}",
+        f"  ratio                  {cell_text(game.ratio)}",
     ]
     if game.left_out:
         lines.append(f"  left out, because they have a single such view: {', '.join(game.left_out)}")
     return "\n".join(lines)
-
-
-def _shown(estimate: Estimate) -> str:
-    if estimate.value is None:
-        return NOT_ESTIMABLE
-    interval = NOT_ESTIMABLE if estimate.low is None else f"{_number(estimate.low)}, {_number(estimate.high)}"
-    return f"{_number(estimate.value)} [{interval}]"
-
-
-def _number(value: float | None) -> str:
-    return NOT_ESTIMABLE if value is None else f"{value:.3f}"

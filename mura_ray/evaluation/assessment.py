@@ -1,0 +1,193 @@
+"""What predictions of a split are worth: metrics by stratum, figures, subgroups, errors, localisation."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from mura_ray.data.manifest import Manifest, manifest_sha256, read_boxes
+from mura_ray.domain import ABNORMAL, NORMAL, STUDY_TYPES
+from mura_ray.evaluation.gallery import gallery
+from mura_ray.evaluation.localising import boxed_views
+from mura_ray.evaluation.predictions import Predictions
+from mura_ray.model.ensemble import EnsembleDescription
+from mura_ray.platt import Calibration
+from mura_ray.render.document import Picture
+from mura_ray.render.figures import (
+    Curve,
+    OperatingPoint,
+    ReliabilityBin,
+    forest_figure,
+    gallery_figure,
+    reliability_figure,
+    roc_figure,
+)
+from mura_ray.render.overlay import painted
+from mura_ray.render.report import OVERALL, EvaluationResult
+from mura_ray.render.tables import Table, cell_text
+from mura_ray.stats.calibration import reliability
+from mura_ray.stats.localisation import pointing_game
+from mura_ray.stats.metrics import Metrics, study_metrics
+from mura_ray.stats.roc import roc_points
+
+NUM_WORST = 20
+
+
+def assess(predictions: Predictions, notes: tuple[str, ...] = ()) -> EvaluationResult:
+    """The evaluation that needs nothing besides the split: metrics, figures, subgroups, errors, localisation.
+
+    Args:
+        predictions: of the split.
+        notes: why the numbers are not what new patients would give, besides what the split's name says.
+    """
+    description, manifest, split = predictions.description, predictions.manifest, predictions.split
+    threshold = description.threshold
+    studies = predictions.studies(threshold)
+    metrics = strata_metrics(studies, threshold)
+    maps = predictions.maps
+    boxes = read_boxes(predictions.data, split)
+    views = None if boxes is None else boxed_views(predictions.table, boxes, maps)
+    tables = [subgroups(studies, threshold), worst_errors(studies)]
+    if description.calibration is not None:
+        tables.append(calibrated_table(studies, description.calibration))
+    return EvaluationResult(
+        ensemble_id=description.id,
+        data=data_facts(predictions),
+        threshold=threshold,
+        notes=(*split_notes(manifest, split, description), *notes),
+        metrics=metrics,
+        studies=studies,
+        painted=painted_by_label(predictions.table["label"], maps),
+        localisation=None if views is None else pointing_game(views),
+        tables=tuple(tables),
+        pictures=tuple(_pictures(predictions, studies, metrics)),
+    )
+
+
+def data_facts(predictions: Predictions) -> Mapping[str, str]:
+    """What a report says of the data, by name."""
+    manifest, split = predictions.manifest, predictions.split
+    left_out = [one for one in manifest.quarantined if one.split == split]
+    lost = sum(one.lost_study is not None for one in left_out)
+    return {
+        "name": manifest.name,
+        "id": manifest.id,
+        "split": split,
+        "split_policy": manifest.split_policy,
+        "manifest_sha256": manifest_sha256(predictions.data),
+        "views": f"{len(predictions.table):,}",
+        "patients": f"{predictions.table['patient_id'].nunique():,}",
+        "quarantined": f"{len(left_out)} damaged files of the split left out, {lost} studies lost by it",
+    }
+
+
+def strata_metrics(studies: pd.DataFrame, threshold: float) -> dict[str, Metrics]:
+    """By study type in the paper's order, and over all studies."""
+    strata = {name: studies[studies["study_type"] == name] for name in STUDY_TYPES}
+    strata = {name: rows for name, rows in strata.items() if len(rows)} | {OVERALL: studies}
+    return {name: _metrics(rows, threshold) for name, rows in strata.items()}
+
+
+def subgroups(studies: pd.DataFrame, threshold: float) -> Table:
+    """Results by the number of a study's views: what the data sets of this kind say of every study."""
+    views = studies["num_views"].clip(upper=4).map({1: "1 view", 2: "2 views", 3: "3 views", 4: "4 views or more"})
+    rows = []
+    for name in sorted(views.unique()):
+        metrics = _metrics(studies[views == name], threshold)
+        rows.append({
+            "subgroup": name, "num_studies": metrics.num_studies, "num_abnormal": metrics.num_abnormal,
+            "AUROC": metrics.auroc, "sensitivity": metrics.sensitivity, "specificity": metrics.specificity,
+        })  # fmt: skip
+    return Table("subgroups", "Subgroups by number of views", pd.DataFrame(rows))
+
+
+def calibrated_table(studies: pd.DataFrame, calibration: Calibration) -> Table:
+    """Brier score and calibration error of the probabilities as they are and calibrated, over all studies."""
+    rows = []
+    for name, probabilities in (
+        ("as the members say", studies["probability"]),
+        ("calibrated", calibration.calibrated(studies["probability"], list(studies["study_type"]))),
+    ):
+        found = study_metrics(studies["label"], probabilities, studies["patient_id"].to_numpy(), 0.5)
+        rows.append({"probability": name, "Brier score": found.brier, "calibration error": found.ece})
+    return Table("calibrated", "Before and after calibration", pd.DataFrame(rows))
+
+
+def worst_errors(studies: pd.DataFrame) -> Table:
+    """The studies with the surest wrong answers."""
+    wrong = studies[studies["abnormal"] != studies["label"]]
+    surest = wrong.assign(off=(wrong["probability"] - wrong["label"]).abs()).sort_values("off", ascending=False)
+    columns = ["study", "label", "num_views", "probability"]
+    return Table(
+        "worst_errors", f"The {min(NUM_WORST, len(wrong))} surest of {len(wrong)} wrong answers",
+        surest.head(NUM_WORST)[columns].reset_index(drop=True),
+    )  # fmt: skip
+
+
+def painted_by_label(labels: pd.Series, maps: np.ndarray) -> pd.DataFrame:
+    """How much the maps paint over views labelled normal (0) and abnormal (1): means over the views of a label."""
+    shares = pd.DataFrame([painted(cam) for cam in maps], columns=["share", "strength"])
+    groups = shares.assign(label=labels.to_numpy()).groupby("label")
+    return groups.agg(num_views=("share", "size"), share=("share", "mean"), strength=("strength", "mean")).reset_index()
+
+
+def split_notes(manifest: Manifest, split: str, description: EnsembleDescription) -> tuple[str, ...]:
+    """Why the numbers are not what new patients would give, as the split's name says."""
+    if split == "train":
+        return ("training numbers: members learn from the split 'train'",)
+    if split == "valid" or manifest.split_policy == "official":
+        return (f"optimistic numbers: epochs and members are chosen on the split {split!r}",)
+    return ()
+
+
+def reliability_bins(labels: pd.Series, probabilities: ArrayLike) -> list[ReliabilityBin]:
+    """Bins with studies, for the figure."""
+    table = reliability(labels, probabilities).dropna(subset=["mean_predicted", "observed"])
+    return [
+        ReliabilityBin(row["mean_predicted"], row["observed"], row["observed_low"], row["observed_high"],
+                       int(row["num_studies"]))
+        for row in table.to_dict(orient="records")
+    ]  # fmt: skip
+
+
+def _metrics(rows: pd.DataFrame, threshold: float) -> Metrics:
+    return study_metrics(rows["label"], rows["probability"], rows["patient_id"].to_numpy(), threshold)
+
+
+def _pictures(predictions: Predictions, studies: pd.DataFrame, metrics: Mapping[str, Metrics]) -> list[Picture]:
+    pictures, overall = [], metrics[OVERALL]
+    if studies["label"].nunique() == 2:
+        curve = roc_points(studies["label"], studies["probability"])
+        named = f"ensemble, AUROC {cell_text(overall.auroc)}"
+        pictures.append(Picture(
+            "roc", roc_figure([Curve(named, curve.fpr, curve.tpr)], [model_point(studies, predictions)]),
+            "ROC curve over all studies, with the point at which the ensemble decides.",
+        ))  # fmt: skip
+    rows = [(name, one.auroc.value, one.auroc.low, one.auroc.high) for name, one in metrics.items()
+            if one.auroc.value is not None]  # fmt: skip
+    if rows:
+        pictures.append(Picture("auroc_by_type", forest_figure(rows, "AUROC, 95 % interval by patient"),
+                                "AUROC by study type; types that are not estimable are left out."))  # fmt: skip
+    calibration = predictions.description.calibration
+    series = [("ensemble", reliability_bins(studies["label"], studies["probability"]))]
+    if calibration is not None:
+        calibrated = calibration.calibrated(studies["probability"], list(studies["study_type"]))
+        series.append(("calibrated", reliability_bins(studies["label"], calibrated)))
+    if series[0][1]:
+        pictures.append(Picture(
+            "reliability", reliability_figure(series),
+            "Share of abnormal studies by predicted probability, Wilson's intervals.", 50,
+        ))  # fmt: skip
+    pictures.append(Picture(
+        "gallery", gallery_figure(gallery(predictions, studies)),
+        "The surest answers of each kind, with their maps painted on one scale for all.", 100,
+    ))  # fmt: skip
+    return pictures
+
+
+def model_point(studies: pd.DataFrame, predictions: Predictions) -> OperatingPoint:
+    """Where the ensemble decides."""
+    normal, abnormal = (studies[studies["label"] == label]["abnormal"] for label in (NORMAL, ABNORMAL))
+    name = f"ensemble at {predictions.description.threshold:g}"
+    return OperatingPoint(name, float(normal.mean()), float(abnormal.mean()), is_reader=False)

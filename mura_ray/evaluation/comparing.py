@@ -1,0 +1,41 @@
+"""Two ensembles on the same studies, as tables."""
+
+import pandas as pd
+
+from mura_ray.domain import STUDY_TYPES
+from mura_ray.evaluation.predictions import Predictions
+from mura_ray.render.report import OVERALL
+from mura_ray.render.tables import Table
+from mura_ray.stats.comparison import compare
+
+
+def compare_predictions(first: Predictions, second: Predictions) -> list[Table]:
+    """Differences of AUROC and kappa, first less second, by study type and overall, and whose decisions are right.
+
+    Args:
+        first: of a split.
+        second: another ensemble's, of the same split of the same data set.
+    """
+    assert (first.manifest.id, first.split) == (second.manifest.id, second.split)
+    thresholds = first.description.threshold, second.description.threshold
+    mine, theirs = (one.studies(limit) for one, limit in zip((first, second), thresholds, strict=True))
+    strata = {name: mine["study_type"] == name for name in STUDY_TYPES if (mine["study_type"] == name).any()}
+    strata[OVERALL] = pd.Series(True, index=mine.index)
+    rows = []
+    for name, chosen in strata.items():
+        found = compare(
+            mine["label"][chosen], mine["probability"][chosen], theirs["probability"][chosen],
+            mine["patient_id"][chosen].to_numpy(), thresholds,
+        )  # fmt: skip
+        rows.append({
+            "study_type": name, "num_studies": found.num_studies, "num_abnormal": found.num_abnormal,
+            "AUROC (DeLong)": found.auroc, "p": found.auroc_p, "AUROC (by patient)": found.auroc_clustered,
+            "kappa (by patient)": found.kappa_clustered, "only first right": found.mcnemar.only_first,
+            "only second right": found.mcnemar.only_second, "McNemar's p": found.mcnemar.p_value,
+        })  # fmt: skip
+    title = f"{first.description.id} less {second.description.id}, {first.manifest.name}, split {first.split}"
+    note = (
+        "p of AUROC: DeLong's test. DeLong's interval and both tests take a patient's studies for independent; the "
+        "intervals by patient do not. No correction for the number of strata."
+    )
+    return [Table("comparison", title, pd.DataFrame(rows), note)]

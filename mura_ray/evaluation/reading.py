@@ -1,0 +1,170 @@
+"""The reader study and the findings of a report: a user's tables beside the ensemble's answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import expit
+
+from mura_ray.domain import STUDY_TYPES
+from mura_ray.evaluation.inputs import evaluated, read_answers
+from mura_ray.render.document import Picture
+from mura_ray.render.figures import Curve, OperatingPoint, roc_figure
+from mura_ray.render.report import OVERALL, EvaluationResult
+from mura_ray.render.tables import Table, cell_text
+from mura_ray.stats.findings import sensitivity_by_finding
+from mura_ray.stats.readers import (
+    AllPanels,
+    Rater,
+    ReaderData,
+    ReaderStudy,
+    all_panels,
+    draw_panel,
+    reader_data,
+    reader_study,
+)
+from mura_ray.stats.roc import roc_points
+
+_SPREAD = 1.05, 0.45
+"""Of the simulated readers' evidence: standard deviation of their own noise, and of the noise that they share."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderQuestion:
+    """A reader study that is asked for.
+
+    Attributes:
+        uri: of the readers' table.
+        gold: whose majority is the gold standard; None: drawn by `seed`.
+        seed: of that draw.
+        every_panel: whether every choice of three is tried as well.
+    """
+
+    uri: str
+    gold: Sequence[str] | None
+    seed: int
+    every_panel: bool
+
+
+def add_readers(result: EvaluationResult, question: ReaderQuestion) -> EvaluationResult:
+    """The result with the reader study's tables, and readers in its ROC figure.
+
+    The curve then is that of the studies that readers have seen, against their gold standard (paper, section 4).
+
+    Raises:
+        ValueError: the table cannot be used (`read_answers`, `evaluated`), or the gold standard is not of its readers.
+    """
+    studies = result.studies.set_index("study")
+    answers = evaluated(read_answers(question.uri, "reader"), studies.index, question.uri)
+    rows = studies.loc[answers.index]
+    data = reader_data(answers, rows["probability"], rows["patient_id"].to_numpy(), rows["study_type"].to_numpy())
+    tables, picture = reader_parts(data, question, result.threshold)
+    pictures = (picture, *(one for one in result.pictures if one.name != picture.name))
+    return replace(result, tables=(*result.tables, *tables), pictures=pictures)
+
+
+def reader_parts(data: ReaderData, question: ReaderQuestion, threshold: float) -> tuple[list[Table], Picture]:
+    """Tables in the form of the paper's Table 2, and the figure in that of its Figure 3."""
+    panel = tuple(question.gold or draw_panel(list(data.readers), question.seed))
+    chosen = "chosen by name" if question.gold else f"drawn with the seed {question.seed}"
+    overall = reader_study(data, panel, threshold)
+    named = [name for name in STUDY_TYPES if (data.study_types == name).any()]
+    by_type = {name: reader_study(data.of_type(name), panel, threshold) for name in named} | {OVERALL: overall}
+    note = (
+        f"Gold standard: majority of {', '.join(panel)}, {chosen}; {overall.num_studies} studies, "
+        f"{overall.num_abnormal} abnormal. McHugh's and Wilson's intervals take studies as independent."
+    )
+    tables = [
+        Table("readers", "The model and the compared readers", _raters_frame(overall), note),
+        Table("reader_differences", "Kappa of the model less the reader's, paired, by patient",
+              pd.DataFrame([{"reader": name, "difference": value} for name, value in overall.differences.items()])),
+        Table("readers_by_type", "Cohen's kappa by study type", _kappa_frame(by_type), note),
+    ]  # fmt: skip
+    if question.every_panel:
+        tables.append(_panels_table(all_panels(data, threshold)))
+    return tables, _roc_picture(data, overall)
+
+
+def add_findings(result: EvaluationResult, uri: str) -> EvaluationResult:
+    """The result with sensitivity by finding (paper, section 2.3).
+
+    Raises:
+        ValueError: the table cannot be used.
+    """
+    studies = result.studies.set_index("study")
+    findings = evaluated(read_answers(uri, "finding"), studies.index, uri)
+    rows = studies.loc[findings.index]
+    found = sensitivity_by_finding(findings, rows["label"], rows["abnormal"])
+    frame = pd.DataFrame([
+        {"finding": name, "abnormal studies": one.num_studies, "called abnormal": one.num_called,
+         "sensitivity": one.sensitivity, "labelled normal": one.num_normal}
+        for name, one in found.items()
+    ])  # fmt: skip
+    note = "Studies with the finding that are labelled normal are left out. Wilson's intervals, studies as independent."
+    return replace(result, tables=(*result.tables, Table("findings", "Sensitivity by finding", frame, note)))
+
+
+def simulated_readers(seed: int = 0) -> ReaderData:
+    """A reader study of the paper's size: 207 studies of seven types, six readers and a model. Nothing in it is real.
+
+    Readers and model see the same disease, each through noise of their own and noise that all share.
+    """
+    generator = np.random.default_rng(seed)
+    counts = (28, 30, 30, 30, 30, 30, 29)
+    study_types = np.repeat(np.array(STUDY_TYPES), counts)
+    disease = (generator.random(len(study_types)) < 0.45).astype(np.int64)
+    own, shared = _SPREAD
+    seen = 3 * disease - 1.5 + shared * generator.standard_normal(len(disease))
+    evidence = seen[None] + own * generator.standard_normal((7, len(disease)))
+    readers = {f"reader {place + 1}": (row > 0).astype(np.int64) for place, row in enumerate(evidence[:6])}
+    patients = np.array([f"simulated{place:03d}" for place in range(len(disease))])
+    return reader_data(readers, expit(1.6 * evidence[6]), patients, study_types)
+
+
+def _raters_frame(study: ReaderStudy) -> pd.DataFrame:
+    return pd.DataFrame([
+        {"rater": rater.name, "kappa (McHugh)": rater.kappa, "kappa (by patient)": rater.kappa_clustered,
+         "sensitivity": rater.sensitivity, "specificity": rater.specificity}
+        for rater in _raters(study)
+    ])  # fmt: skip
+
+
+def _kappa_frame(studies: dict[str, ReaderStudy]) -> pd.DataFrame:
+    return pd.DataFrame([
+        {"study_type": name, "n": study.num_studies} | {rater.name: rater.kappa for rater in _raters(study)}
+        for name, study in studies.items()
+    ])  # fmt: skip
+
+
+def _raters(study: ReaderStudy) -> list[Rater]:
+    return [*study.readers.values(), study.model]
+
+
+def _panels_table(panels: AllPanels) -> Table:
+    note = (
+        f"Of {panels.num_panels} panels the model is above the best compared reader in {panels.above_best}, above "
+        f"their mean in {panels.above_mean}; the interval of that difference lies above 0 in "
+        f"{panels.surely_above_mean} and below in {panels.surely_below_mean}. Kappa, median [least, greatest]: model "
+        f"{cell_text(panels.model)}, best reader {cell_text(panels.best_reader)}, mean reader "
+        f"{cell_text(panels.mean_reader)}."
+    )
+    return Table("panels", "Every choice of three readers as the gold standard", panels.table, note)
+
+
+def _roc_picture(data: ReaderData, study: ReaderStudy) -> Picture:
+    points = [
+        OperatingPoint(rater.name, *rater.operating_point, is_reader=rater is not study.model)
+        for rater in _raters(study)
+        if rater.operating_point
+    ]
+    curves: list[Any] = []
+    if 0 < study.num_abnormal < study.num_studies:
+        curve = roc_points(study.gold, data.probabilities)
+        curves = [Curve(f"model, AUROC {cell_text(study.auroc)}", curve.fpr, curve.tpr)]
+    caption = (
+        f"ROC curve of the model against the majority of {', '.join(study.panel)}, with its own and the compared "
+        f"readers' operating points; {study.num_studies} studies."
+    )
+    return Picture("roc", roc_figure(curves, points), caption)

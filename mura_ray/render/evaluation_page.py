@@ -1,0 +1,182 @@
+"""The report of an evaluation as a document, and the ensemble's model card: what a group attaches to its paper."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from mura_ray.model.ensemble import EnsembleDescription
+from mura_ray.render.document import Code, Part, Section, Text
+from mura_ray.render.report import METHODS, OVERALL, EvaluationResult
+from mura_ray.render.tables import Table, cell_text, shown
+
+DISCLAIMER = "Research software. Not a medical device: not for diagnosis, triage or treatment."
+
+_CHAPTERS = {
+    "Results": ("metrics", "metrics_more", "roc", "auroc_by_type", "operating_points"),
+    "Readers": ("readers", "reader_differences", "readers_by_type", "panels"),
+    "Comparison": ("comparison",),
+    "Calibration": ("calibration", "calibrated", "reliability"),
+    "Localisation": ("localisation", "painted"),
+    "Radiographs and their maps": ("gallery",),
+    "Worst errors": ("worst_errors",),
+    "Findings and subgroups": ("findings", "subgroups"),
+    "Ablations": ("ablation",),
+}
+"""Which tables and pictures each chapter has, by name; one without any is left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """How an evaluation came about.
+
+    Attributes:
+        description: of the ensemble.
+        command: what was typed.
+        created: when, UTC, ISO 8601.
+        git_revision: of the program.
+        environment: versions and machine, by name.
+        choices: which split decided what: epochs, members, calibration, operating points.
+    """
+
+    description: EnsembleDescription
+    command: str
+    created: str
+    git_revision: str
+    environment: Mapping[str, str]
+    choices: Mapping[str, str]
+
+
+def report_sections(result: EvaluationResult, provenance: Provenance) -> list[Section]:
+    """All chapters, from the summary to the checklist."""
+    parts: dict[str, Part] = {table.name: table for table in (*result.metric_tables, *result.tables)}
+    parts |= {picture.name: picture for picture in result.pictures}
+    parts["painted"] = painted_table(result.painted)
+    chapters = []
+    for title, names in _CHAPTERS.items():
+        present = [parts.pop(name) for name in names if name in parts]
+        if present:
+            chapters.append(Section(title, [*present, *(map(Text, METHODS) if title == "Results" else ())]))
+    assert not parts, f"no chapter has {', '.join(parts)}"
+    return [
+        Section("Summary", _summary(result)),
+        *chapters,
+        Section("Data and recipe", _recipe(result, provenance)),
+        Section("Reporting checklist", [_checklist(result, provenance)]),
+        Section("Environment and command", [_pairs("environment", "Environment", provenance.environment),
+                                            Code(provenance.command)]),
+    ]  # fmt: skip
+
+
+def model_card(result: EvaluationResult, provenance: Provenance) -> str:
+    """The model card in Markdown: intended use, data, recipe, results, limits."""
+    overall = shown(result.metric_tables[0].frame).to_dict(orient="records")
+    head = "| " + " | ".join(result.metric_tables[0].frame.columns) + " |"
+    rule = "|" + "---|" * len(result.metric_tables[0].frame.columns)
+    rows = ["| " + " | ".join(str(cell) for cell in row.values()) + " |" for row in overall]
+    description = provenance.description
+    lines = [
+        f"# Model card: ensemble {description.id}", "", f"> {DISCLAIMER}", "",
+        "## Model", "",
+        f"{len(description.members)} DenseNet-169 of {description.image_size} x {description.image_size} px "
+        f"(Rajpurkar et al., MURA, 2018); a study is called abnormal above {description.threshold:g}, the mean "
+        f"over its views and the members. Made at revision {description.git_revision}, {description.created}.", "",
+        "## Intended use", "",
+        "Research on detecting abnormal upper-extremity radiographs. Not for other body parts, other modalities, "
+        "children where the training data has none, or any decision about a patient.", "",
+        "## Training data", "",
+        f"Data set {description.data_id} (manifest sha256 {description.data_manifest_sha256}).", "",
+        "## Recipe", "", *(f"- {name}: {value}" for name, value in shared_settings(description).items()), "",
+        "## Choices", "", *(f"- {name}: {where}" for name, where in provenance.choices.items()), "",
+        f"## Results on {result.data['name']} ({result.data['id']}), split {result.data['split']}", "",
+        *(f"NOTE: {note}\n" for note in result.notes), head, rule, *rows, "", *METHODS, "",
+        "## Limits", "",
+        "Labels are those of the data set, one reader's report each unless it says otherwise. The probability is not "
+        "calibrated unless a calibration is named. Another hospital's devices, patients and share of abnormal studies "
+        "change every number above. A map shows what speaks for the answer in this network, not where the abnormality "
+        "is.",
+    ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def shared_settings(description: EnsembleDescription) -> dict[str, Any]:
+    """Training settings by name: the value that all members share, else each member's."""
+    configs = [member.config.model_dump(mode="json") for member in description.members]
+    return {
+        name: value
+        if all(config[name] == value for config in configs)
+        else ", ".join(str(config[name]) for config in configs)
+        for name, value in configs[0].items()
+    }
+
+
+def painted_table(painted: pd.DataFrame) -> Table:
+    """How much the overlays paint, by label."""
+    frame = painted.assign(label=painted["label"].map({0: "normal", 1: "abnormal"}))
+    return Table("painted", "Share of a view's pixels that its overlay paints, and strength over all of them", frame)
+
+
+def _summary(result: EvaluationResult) -> list[Part]:
+    overall = result.metrics[OVERALL]
+    return [
+        Text(DISCLAIMER, "notice"),
+        *(Text(f"Note: {note}", "notice") for note in result.notes),
+        Text(
+            f"Ensemble {result.ensemble_id} on {result.data['name']} ({result.data['id']}), split "
+            f"{result.data['split']}: {overall.num_studies:,} studies, {overall.num_abnormal:,} of them abnormal. "
+            f"AUROC {cell_text(overall.auroc)}, Cohen's kappa {cell_text(overall.kappa_clustered)}, sensitivity "
+            f"{cell_text(overall.sensitivity)} and specificity {cell_text(overall.specificity)} at "
+            f"{result.threshold:g}; brackets hold 95 % intervals."
+        ),
+    ]
+
+
+def _recipe(result: EvaluationResult, provenance: Provenance) -> list[Part]:
+    members = pd.DataFrame(
+        [{"trial": member.trial, "epoch": member.epoch, "validation loss": member.val_loss}
+         for member in provenance.description.members]
+    )  # fmt: skip
+    return [
+        _pairs("data", "Data", result.data),
+        _pairs("choices", "Which split decided what", provenance.choices),
+        Table("members", "Members", members),
+        _pairs(
+            "settings", "Training settings", {k: str(v) for k, v in shared_settings(provenance.description).items()}
+        ),
+    ]
+
+
+def _pairs(name: str, title: str, values: Mapping[str, str]) -> Table:
+    return Table(name, title, pd.DataFrame({"": list(values), "value": [str(value) for value in values.values()]}))
+
+
+_TO_FILL = "to be filled by the authors"
+
+
+def _checklist(result: EvaluationResult, provenance: Provenance) -> Table:
+    """What TRIPOD+AI (Collins et al. 2024) and CLAIM 2024 (Tejani et al.) ask for, as far as a program can say it."""
+    data, description = result.data, provenance.description
+    size, num_studies = description.image_size, result.metrics[OVERALL].num_studies
+    items: Sequence[tuple[str, str]] = (
+        ("Aim: detection, diagnosis or triage; intended place in care", _TO_FILL),
+        ("Source of data, dates, setting, eligibility of participants", _TO_FILL),
+        ("Data set and its version", f"{data['name']}, id {data['id']}"),
+        ("How data were divided", f"splits by policy {data['split_policy']!r}; reported: {data['split']}"),
+        ("Patients or images in several splits", "refused, or named in the notes"),
+        ("Reference standard, who labelled and with what information", _TO_FILL),
+        ("Preprocessing", f"one channel, 8 bit, {size} x {size} px, sides scaled apart"),
+        ("Excluded or damaged images", data.get("quarantined", _TO_FILL)),
+        ("Sample size and how it was arrived at", f"{num_studies:,} studies; the reason: {_TO_FILL}"),
+        ("Model, its initial weights, training and hyperparameters", "chapter Data and recipe"),
+        ("Choice of the final model", f"{len(description.members)} lowest validation losses of a search"),
+        ("Measures of discrimination, with uncertainty", "AUROC, sensitivity, specificity, kappa; chapter Results"),
+        ("Calibration", "chapter Calibration"),
+        ("Thresholds and where they were chosen", "chapter Data and recipe, Which split decided what"),
+        ("Results by subgroup, fairness", f"by study type and number of views; age, sex, origin: {_TO_FILL}"),
+        ("Failure analysis", "chapters Worst errors and Radiographs and their maps"),
+        ("External validation", _TO_FILL if description.data_id == data["id"] else f"on {data['name']}; see the notes"),
+        ("Code, weights and environment", f"revision {provenance.git_revision}, ensemble {description.id}"),
+        ("Ethics, registration, protocol, funding, interests", _TO_FILL),
+    )  # fmt: skip
+    return Table("checklist", "TRIPOD+AI and CLAIM", pd.DataFrame(items, columns=["item", "here"]))
