@@ -7,7 +7,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +25,7 @@ _SERIES_NUMBER = 9000
 """Of the captures, the report has the next: behind what a modality numbers its series."""
 
 _PROBABILITY = Code("ABN-PROBABILITY", "99MURA", "Probability of abnormality")
+_CALIBRATED = Code("ABN-CALIBRATED", "99MURA", "Calibrated probability of abnormality")
 _DECISION = Code("ABN-DECISION", "99MURA", "Decision by the threshold")
 _NORMAL, _ABNORMAL = Code("17621005", "SCT", "Normal"), Code("263654008", "SCT", "Abnormal")
 _NO_UNITS = Code("1", "UCUM", "no units")
@@ -45,12 +46,14 @@ class PredictedView:
 
 @dataclass(frozen=True, slots=True)
 class PredictedStudy:
-    """What an ensemble said of a study, and what it must not be used for."""
+    """What an ensemble said of a study without so many views of it, and what it must not be used for."""
 
     ensemble_id: str
     probability: float
+    calibrated_probability: float | None
     abnormal: bool
     threshold: float
+    num_left_out: int
     notice: str
 
 
@@ -127,17 +130,21 @@ def _capture(study: PredictedStudy, view: PredictedView, source: Dataset, series
 
 def _report(study: PredictedStudy, views: Sequence[PredictedView], sources: Sequence[Dataset]) -> sr.ComprehensiveSR:
     """By template TID 1500: a group for the study with its probability and decision, then one for each view."""
-    algorithm = sr.AlgorithmIdentification(
-        name=_NAME, version=study.ensemble_id, parameters=[f"threshold {study.threshold:g}", study.notice]
-    )
+    parameters = [f"threshold {study.threshold:g}", study.notice]
+    if study.num_left_out:
+        parameters.append(f"views left out, for they could not be read: {study.num_left_out}")
+    algorithm = sr.AlgorithmIdentification(name=_NAME, version=study.ensemble_id, parameters=parameters)
     device = sr.DeviceObserverIdentifyingAttributes(
         uid=generate_uid(entropy_srcs=[_NAME, study.ensemble_id]), name=_NAME, model_name=_NAME
     )
     decision = sr.QualitativeEvaluation(name=_DECISION, value=_ABNORMAL if study.abnormal else _NORMAL)
+    probabilities = {_PROBABILITY: study.probability}
+    if study.calibrated_probability is not None:
+        probabilities[_CALIBRATED] = study.calibrated_probability
     groups = [
-        _group("Study", study.probability, sources, algorithm, [decision]),
+        _group("Study", probabilities, sources, algorithm, [decision]),
         *(
-            _group(f"View {number}", view.probability, [source], algorithm)
+            _group(f"View {number}", {_PROBABILITY: view.probability}, [source], algorithm)
             for number, (view, source) in enumerate(zip(views, sources, strict=True), start=1)
         ),
     ]
@@ -169,7 +176,7 @@ def _report(study: PredictedStudy, views: Sequence[PredictedView], sources: Sequ
 
 def _group(
     what: str,
-    probability: float,
+    probabilities: Mapping[Code, float],
     sources: Sequence[Dataset],
     algorithm: sr.AlgorithmIdentification,
     evaluations: Sequence[sr.QualitativeEvaluation] = (),
@@ -177,7 +184,10 @@ def _group(
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(uid=generate_uid(), identifier=what),
         algorithm_id=algorithm,
-        measurements=[sr.Measurement(name=_PROBABILITY, value=round(probability, 6), unit=_NO_UNITS)],
+        measurements=[
+            sr.Measurement(name=name, value=round(probability, 6), unit=_NO_UNITS)
+            for name, probability in probabilities.items()
+        ],
         qualitative_evaluations=list(evaluations),
         source_images=[
             sr.SourceImageForMeasurementGroup(source.SOPClassUID, source.SOPInstanceUID) for source in sources

@@ -1,5 +1,6 @@
 """The HTTP interface around one ensemble, as an ASGI application. Knows no Ray."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,10 +14,12 @@ from starlette.formparsers import MultiPartParser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.access import RequireToken, TokenFile
+from serve.decoding import Damaged
 from serve.exchange import Exchanges
 from serve.inference_protocol import INFER_PATH, protocol_router
 from serve.limits import Admission, Entrance, Limits, TimeLimit
 from serve.metrics import MeasuredAnswers, Metrics
+from serve.model_card import NOTICE, EnsembleAnswer, Evaluation, model_card
 from serve.pictures import PICTURE_PATH, pictures_router
 from serve.prediction import Answers, Predictor
 from serve.problems import Faults, ProblemError, install_problems, problem_responses
@@ -24,18 +27,15 @@ from serve.record import AuditRecord
 from serve.recording import RecordedAnswers, RecordedRefusals
 from serve.schemas import (
     CamForm,
-    EnsembleAnswer,
     Health,
-    MemberDescription,
     Readiness,
     StudyAnswer,
     StudyType,
 )
 from serve.shadow import ShadowAnswer
-from serve.uploads import read_upload
+from serve.uploads import DAMAGED, read_upload
 from serve.worklist import WORKLIST_PATH, worklist_router
 
-NOTICE = "Research use only. Not a medical device: not for diagnosis, triage or treatment."
 PREDICT_PATH = "/v1/studies/predict"
 PREDICT_DICOM_PATH = "/v1/studies/predict.dcm"
 _VIEWER = Path(__file__).parent / "viewer"
@@ -60,6 +60,7 @@ def build_api(
     predictor: Predictor,
     limits: Limits | None = None,
     *,
+    evaluations: Sequence[Evaluation] = (),
     metrics: Metrics | None = None,
     tokens: TokenFile | None = None,
     record: AuditRecord | None = None,
@@ -70,6 +71,7 @@ def build_api(
     Args:
         predictor: the loaded ensemble; one batch of studies at a time is computed, in a thread.
         limits: what a request may cost.
+        evaluations: of the ensemble, for its model card.
         metrics: where it counts what it does; None for nowhere.
         tokens: those that let a caller in; None: everybody may ask.
         record: where each answer is recorded before it is given; None: nowhere.
@@ -91,7 +93,7 @@ def build_api(
         dependencies=[Depends(HTTPBearer(auto_error=False))] if tokens is not None else None,
     )
     install_problems(app)
-    app.state.answers = answers = Answers(predictor, limits, metrics)
+    app.state.answers = answers = Answers(predictor, limits, metrics, evaluations)
     recorded = RecordedAnswers(answers, record)
     _add_prediction(app, recorded, limits)
     app.include_router(worklist_router(recorded, limits))
@@ -152,10 +154,11 @@ def _add_prediction(app: FastAPI, answers: RecordedAnswers, limits: Limits) -> N
         cam: Annotated[
             CamForm, Query(description="class activation map of each view: none, its numbers, or laid over the view")
         ] = "none",
+        damaged: Annotated[Damaged, DAMAGED] = "refuse",
     ) -> Response:
         """Probability that the study shows an abnormality, and where each view suggests it."""
         uploads = [await read_upload(upload, limits) for upload in views]
-        answer = await answers.answer(request, uploads, study_type, cam)
+        answer = await answers.answer(request, uploads, study_type, cam, damaged)
         return Response(await anyio.to_thread.run_sync(answer.model_dump_json), media_type="application/json")
 
     @app.post(
@@ -169,30 +172,19 @@ def _add_prediction(app: FastAPI, answers: RecordedAnswers, limits: Limits) -> N
         request: Request,
         views: Annotated[list[UploadFile], views_of_study],
         study_type: Annotated[StudyType | None, type_of_study] = None,
+        damaged: Annotated[Damaged, DAMAGED] = "refuse",
     ) -> Response:
         """The same of a DICOM study as objects for its archive: a Secondary Capture of each overlay, and a report."""
         uploads = [await read_upload(upload, limits) for upload in views]
-        content = await answers.answer_dicom(request, uploads, study_type, NOTICE)
+        content = await answers.answer_dicom(request, uploads, study_type, damaged, NOTICE)
         return Response(content, media_type="application/zip")
 
 
 def _add_description(app: FastAPI, answers: Answers) -> None:
     @app.get("/v1/ensemble", tags=["ensemble"])
     async def ensemble() -> EnsembleAnswer:
-        """The ensemble that answers: its members, what it was trained on, and what it must not be used for."""
-        description = answers.description
-        return EnsembleAnswer(
-            id=description.id,
-            created=description.created,
-            image_size=description.image_size,
-            threshold=description.threshold,
-            data_id=description.data_id,
-            members=[
-                MemberDescription(trial=member.trial, epoch=member.epoch, val_loss=member.val_loss)
-                for member in description.members
-            ],
-            notice=NOTICE,
-        )
+        """The ensemble that answers, as a model card: what it is made of, how good it was found, what it is not for."""
+        return model_card(answers.description, answers.evaluations)
 
     @app.get("/v1/shadow", tags=["ensemble"], responses=problem_responses({404: "no candidate is in the shadow"}))
     async def shadow() -> ShadowAnswer:

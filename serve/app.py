@@ -23,6 +23,7 @@ from mura_ray.model.inference import Precision
 from serve.access import TokenFile
 from serve.api import build_api
 from serve.metrics import INSTRUMENTS, Metrics, Record
+from serve.model_card import read_evaluations
 from serve.record import AuditRecord, location
 from serve.release import Release, Releases
 
@@ -55,8 +56,14 @@ class EnsembleServer:
             asks_for_tokens=tokens is not None,
         )
         metrics = Metrics(ray_record())
+        ensemble = _load(uri)
         self._api = build_api(
-            _load(uri), metrics=metrics, tokens=tokens, record=AuditRecord(location()), named_in_front=True
+            ensemble,
+            evaluations=read_evaluations(uri, ensemble.description.id),
+            metrics=metrics,
+            tokens=tokens,
+            record=AuditRecord(location()),
+            named_in_front=True,
         )
         self._releases = Releases(self._api.state.answers, _load, uri)
         self._is_serving = False

@@ -8,12 +8,16 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
+from typing import Literal
 
 import numpy as np
 
 from mura_ray.dicom import Radiograph, read_radiograph
 from serve.limits import Limits
 from serve.problems import ProblemError
+
+Damaged = Literal["refuse", "leave_out"]
+"""What becomes of a study when a view of it cannot be read."""
 
 _ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # the others may ask for gigabytes to begin with
 _ZIP_DIRECTORY_BYTES = 2**18
@@ -44,11 +48,15 @@ class DecodedView:
 
 @dataclass(frozen=True, slots=True)
 class DecodedStudy:
-    """The views of a request; the study type that it or the files name; what should make a reader doubt the answer."""
+    """The views of a request; the study type that it or the files name; what should make a reader doubt the answer.
+
+    `num_left_out`: further views that cannot be read; the warnings name them.
+    """
 
     views: list[DecodedView]
     study_type: str | None
     warnings: list[str]
+    num_left_out: int = 0
 
 
 def is_zip(content: bytes) -> bool:
@@ -56,29 +64,39 @@ def is_zip(content: bytes) -> bool:
     return content.startswith((b"PK\x03\x04", b"PK\x05\x06"))
 
 
-def decode_study(uploads: Sequence[Upload], study_type: str | None, limits: Limits) -> DecodedStudy:
+def decode_study(
+    uploads: Sequence[Upload], study_type: str | None, limits: Limits, damaged: Damaged = "refuse"
+) -> DecodedStudy:
     """Reads the files of one study.
 
     Args:
         uploads: views, and zips of views.
         study_type: as the caller says; None: as BodyPartExamined says.
-        limits: of number, bytes and pixels.
+        limits: of number, bytes and pixels; views that are left out count too.
+        damaged: what becomes of a study with views that cannot be read. A zip that cannot be read is always refused,
+            for nobody knows what it holds.
 
     Raises:
-        ProblemError: a file cannot be read, they are too large together, or they are of several studies.
+        ProblemError: a file, or each, cannot be read, they are too large together, or they are of several studies.
     """
-    views, num_pixels = [], 0
+    views, num_pixels, left_out = [], 0, []
     for upload in _unpacked(uploads, limits):
         try:
             radiograph = read_radiograph(upload.content)
         except ValueError as error:
-            detail = f"{upload.name}: {error}"
-            raise ProblemError(422, "damaged-view", "a view cannot be read", detail, view=upload.name) from error
+            if damaged == "refuse":
+                detail = f"{upload.name}: {error}"
+                raise ProblemError(422, "damaged-view", "a view cannot be read", detail, view=upload.name) from error
+            left_out.append(f"{upload.name}: left out, for it cannot be read: {error}")
+            continue
         num_pixels += radiograph.gray.size
         if num_pixels > limits.study_pixels:
             detail = f"the views have more than {limits.study_pixels:,} pixels together; send fewer or smaller ones"
             raise ProblemError(413, "too-many-pixels", "the study is too large", detail, limit=limits.study_pixels)
         views.append(DecodedView(upload.name, upload.content, radiograph))
+    if left_out and not views:
+        detail = f"of {len(left_out)} views none can be read. {'; '.join(left_out)}"
+        raise ProblemError(422, "damaged-view", "no view can be read", detail)
     if not views:
         raise ProblemError(422, "no-views", "there are no views", "the zip holds no files; put the study's views in it")
     _check_one_study(views)
@@ -86,7 +104,8 @@ def decode_study(uploads: Sequence[Upload], study_type: str | None, limits: Limi
     return DecodedStudy(
         views=views,
         study_type=study_type or (said.pop() if len(said) == 1 else None),
-        warnings=[*_pixel_warnings(views), *_header_warnings(views, study_type)],
+        warnings=[*left_out, *_pixel_warnings(views), *_header_warnings(views, study_type)],
+        num_left_out=len(left_out),
     )
 
 

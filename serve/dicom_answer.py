@@ -34,7 +34,9 @@ def dicom_answer(predicted: Predicted, notice: str) -> bytes:
         ensemble_id=predicted.ensemble.id,
         probability=prediction.probability,
         abnormal=prediction.abnormal,
+        calibrated_probability=predicted.calibrated_probability,
         threshold=prediction.threshold,
+        num_left_out=study.num_left_out,
         notice=notice,
     )
     try:

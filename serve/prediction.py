@@ -14,9 +14,10 @@ from mura_ray.domain import StudyPrediction, ViewPrediction
 from mura_ray.model.ensemble import EnsembleDescription
 from mura_ray.render.overlay import encode_png, overlay
 from serve.batching import Batcher
-from serve.decoding import DecodedStudy, Upload, decode_study
+from serve.decoding import Damaged, DecodedStudy, Upload, decode_study
 from serve.limits import Limits
 from serve.metrics import Metrics
+from serve.model_card import Evaluation
 from serve.schemas import (
     CamForm,
     EnsembleReference,
@@ -55,6 +56,7 @@ class _Release:
 
     description: EnsembleDescription
     batcher: Batcher
+    evaluations: Sequence[Evaluation]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,16 @@ class Predicted:
     prediction: StudyPrediction
     ensemble: EnsembleDescription
 
+    @property
+    def calibrated_probability(self) -> float | None:
+        """None if the ensemble is not calibrated."""
+        return self.ensemble.calibrated_probability(self.prediction.probability, self.study.study_type)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What should make a reader doubt what was predicted."""
+        return [*self.study.warnings, *_calibration_warnings(self.ensemble, self.study.study_type)]
+
 
 class Answers:
     """Answers studies with one ensemble; while one is computed, others are decoded and encoded.
@@ -72,10 +84,12 @@ class Answers:
     All of it happens in threads: the event loop takes requests and health checks meanwhile.
     """
 
-    def __init__(self, predictor: Predictor, limits: Limits, metrics: Metrics) -> None:
+    def __init__(
+        self, predictor: Predictor, limits: Limits, metrics: Metrics, evaluations: Sequence[Evaluation] = ()
+    ) -> None:
         self._limits = limits
         self._metrics = metrics
-        self.release(predictor)
+        self.release(predictor, evaluations)
         self.shadow: Shadow | None = None
         self._imaging = CapacityLimiter(max(2, len(os.sched_getaffinity(0)) // 2))
 
@@ -84,10 +98,15 @@ class Answers:
         """Of the ensemble that answers what comes now."""
         return self._release.description
 
-    def release(self, predictor: Predictor) -> None:
+    @property
+    def evaluations(self) -> Sequence[Evaluation]:
+        """Of the same ensemble."""
+        return self._release.evaluations
+
+    def release(self, predictor: Predictor, evaluations: Sequence[Evaluation] = ()) -> None:
         """Has an ensemble answer the studies that come from now on. Those in work stay with the one before it."""
         batcher = Batcher(predictor.predict_studies, predictor.max_views, self._metrics)
-        self._release = _Release(predictor.description, batcher)
+        self._release = _Release(predictor.description, batcher, evaluations)
 
     def show_to(self, candidate: Predictor | None) -> None:
         """Has a candidate predict in the shadow of what answers; None: nobody."""
@@ -95,7 +114,9 @@ class Answers:
         if candidate is not None:
             self.shadow = Shadow(candidate.description, candidate.predict_studies, self._metrics.shadow)
 
-    async def predict(self, uploads: Sequence[Upload], study_type: str | None) -> Predicted:
+    async def predict(
+        self, uploads: Sequence[Upload], study_type: str | None, damaged: Damaged = "refuse"
+    ) -> Predicted:
         """Predicts one study.
 
         Raises:
@@ -105,7 +126,7 @@ class Answers:
 
         def decode() -> DecodedStudy:
             with self._metrics.timed("decode"):
-                return decode_study(uploads, study_type, self._limits)
+                return decode_study(uploads, study_type, self._limits, damaged)
 
         study = await anyio.to_thread.run_sync(decode, limiter=self._imaging)
         grays = [view.gray for view in study.views]
@@ -131,6 +152,7 @@ def study_answer(predicted: Predicted, cam: CamForm) -> StudyAnswer:
     return StudyAnswer(
         study_type=study.study_type,
         probability=prediction.probability,
+        calibrated_probability=predicted.calibrated_probability,
         abnormal=prediction.abnormal,
         threshold=prediction.threshold,
         views=[
@@ -145,8 +167,15 @@ def study_answer(predicted: Predicted, cam: CamForm) -> StudyAnswer:
         ],
         members=[MemberAnswer(trial=member.trial, probability=member.probability) for member in prediction.members],
         ensemble=EnsembleReference(id=predicted.ensemble.id, created=predicted.ensemble.created),
-        warnings=study.warnings,
+        warnings=predicted.warnings,
     )
+
+
+def _calibration_warnings(ensemble: EnsembleDescription, study_type: str | None) -> list[str]:
+    if ensemble.calibration is None or study_type in ensemble.calibration.by_type:
+        return []
+    what = f"the study type {study_type} has no calibration of its own" if study_type else "the study type is not known"
+    return [f"calibrated_probability: {what}, so the one over all study types is used"]
 
 
 def _cam(form: CamForm, gray: np.ndarray, view: ViewPrediction) -> RawCam | OverlayCam | None:

@@ -10,7 +10,7 @@ from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mura_ray.model.ensemble import EnsembleDescription
-from serve.decoding import Upload
+from serve.decoding import Damaged, Upload
 from serve.dicom_answer import dicom_answer
 from serve.exchange import STRANGER, exchange_of
 from serve.prediction import Answers, study_answer
@@ -35,24 +35,29 @@ class RecordedAnswers:
         return self._answers.description
 
     async def answer(
-        self, request: Request, uploads: Sequence[Upload], study_type: str | None = None, cam: CamForm = "none"
+        self,
+        request: Request,
+        uploads: Sequence[Upload],
+        study_type: str | None = None,
+        cam: CamForm = "none",
+        damaged: Damaged = "refuse",
     ) -> StudyAnswer:
         """Predicts one study of a request.
 
         Raises:
             ProblemError: see `decode_study`; or its answer cannot be recorded.
         """
-        predicted = await self._answers.predict(uploads, study_type)
+        predicted = await self._answers.predict(uploads, study_type, damaged)
         answer = await self._answers.encode(lambda: study_answer(predicted, cam))
         await self._keep(request, uploads, answer)
         return answer
 
     async def answer_or_problem(
-        self, request: Request, uploads: Sequence[Upload], cam: CamForm
+        self, request: Request, uploads: Sequence[Upload], cam: CamForm, damaged: Damaged
     ) -> StudyAnswer | Problem:
         """The same for one of several studies of a request, whose failure fails no other; it is recorded too."""
         try:
-            return await self.answer(request, uploads, cam=cam)
+            return await self.answer(request, uploads, cam=cam, damaged=damaged)
         except Exception as error:
             problem = problem_of(error)
             if self._record is not None and problem.type != problem_type(NOT_RECORDED):
@@ -62,14 +67,14 @@ class RecordedAnswers:
             return problem
 
     async def answer_dicom(
-        self, request: Request, uploads: Sequence[Upload], study_type: str | None, notice: str
+        self, request: Request, uploads: Sequence[Upload], study_type: str | None, damaged: Damaged, notice: str
     ) -> bytes:
         """The same, as DICOM objects in a zip.
 
         Raises:
             ProblemError: as `answer`; or see `dicom_answer`.
         """
-        predicted = await self._answers.predict(uploads, study_type)
+        predicted = await self._answers.predict(uploads, study_type, damaged)
         content = await self._answers.encode(lambda: dicom_answer(predicted, notice))
         await self._keep(request, uploads, study_answer(predicted, "none"))
         return content

@@ -8,6 +8,7 @@ import anyio.to_thread
 from pydantic import Field
 
 from mura_ray.config import Settings
+from serve.model_card import read_evaluations
 from serve.prediction import Answers, Predictor
 
 _logger = logging.getLogger(__name__)
@@ -41,7 +42,9 @@ class Releases:
             uri = release.ensemble or self._built_with
             candidate = None if release.shadow is None else await anyio.to_thread.run_sync(self._load, release.shadow)
             if uri != self._answering:
-                self._answers.release(await anyio.to_thread.run_sync(self._load, uri))
+                predictor = await anyio.to_thread.run_sync(self._load, uri)
+                evaluations = await anyio.to_thread.run_sync(read_evaluations, uri, predictor.description.id)
+                self._answers.release(predictor, evaluations)
                 self._answering = uri
             self._answers.show_to(candidate)
 

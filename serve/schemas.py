@@ -72,32 +72,18 @@ class StudyAnswer(BaseModel):
         description="as sent, else as BodyPartExamined of the DICOM views says; the prediction does not depend on it"
     )
     probability: Probability = Field(description="of abnormality: mean over the views, of the mean over the members")
+    calibrated_probability: Probability | None = Field(
+        description="the probability as a frequency among studies like those that the ensemble was calibrated on; "
+        "null if it was not. The decision does not depend on it"
+    )
     abnormal: bool = Field(description="probability > threshold")
     threshold: float
     views: list[ViewAnswer]
     members: list[MemberAnswer]
     ensemble: EnsembleReference
-    warnings: list[str] = Field(description="what about the views should make the reader doubt the answer")
-
-
-class MemberDescription(BaseModel):
-    """One member: the trial's best epoch."""
-
-    trial: str
-    epoch: int
-    val_loss: float
-
-
-class EnsembleAnswer(BaseModel):
-    """The ensemble that is served."""
-
-    id: str = Field(description="hash of the ensemble's content")
-    created: str = Field(description="UTC, ISO 8601")
-    image_size: int = Field(description="side of the network's input in pixels")
-    threshold: float = Field(description="a study is abnormal if its probability is greater")
-    data_id: str = Field(description="id of the data set that the members were trained on")
-    members: list[MemberDescription]
-    notice: str = Field(description="what the ensemble must not be used for")
+    warnings: list[str] = Field(
+        description="what should make the reader doubt the answer, views that were left out first"
+    )
 
 
 class Health(BaseModel):

@@ -1,10 +1,14 @@
-"""A file of a multipart request to an `Upload`, its size bounded."""
+"""What requests with files share: a file to an `Upload`, its size bounded, and what becomes of one that is damaged."""
 
-from fastapi import UploadFile
+from fastapi import Query, UploadFile
 
 from serve.decoding import Upload, is_zip
 from serve.limits import Limits
 from serve.problems import ProblemError
+
+DAMAGED = Query(
+    description="a view that cannot be read: the study is refused, or predicted without it and the answer warns of it"
+)
 
 
 async def read_upload(upload: UploadFile, limits: Limits) -> Upload:

@@ -11,12 +11,12 @@ from fastapi import APIRouter, File, Query, Request, UploadFile
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, Field
 
-from serve.decoding import Upload
+from serve.decoding import Damaged, Upload
 from serve.limits import Limits
 from serve.problems import Problem, ProblemError, problem_responses
 from serve.recording import RecordedAnswers
 from serve.schemas import CamForm, Probability, StudyAnswer
-from serve.uploads import read_upload
+from serve.uploads import DAMAGED, read_upload
 
 WORKLIST_PATH = "/v1/worklist"
 MEDIA_TYPE = "application/x-ndjson"
@@ -43,6 +43,7 @@ class WorklistEntry(BaseModel):
 
     study: str
     probability: Probability
+    calibrated_probability: Probability | None
     abnormal: bool
 
 
@@ -91,12 +92,13 @@ def worklist_router(answers: RecordedAnswers, limits: Limits) -> APIRouter:
             ),
         ],
         cam: Annotated[CamForm, Query(description="class activation map of each view")] = "none",
+        damaged: Annotated[Damaged, DAMAGED] = "refuse",
     ) -> StreamingResponse:
         """Many studies, the most probably abnormal first. A study that cannot be read fails no other."""
         studies = group_studies([await read_upload(upload, limits) for upload in views], limits)
 
         def answer(uploads: Sequence[Upload]) -> Awaitable[StudyAnswer | Problem]:
-            return answers.answer_or_problem(request, uploads, cam)
+            return answers.answer_or_problem(request, uploads, cam, damaged)
 
         return StreamingResponse(worklist_lines(studies, answer), media_type=MEDIA_TYPE)
 
@@ -156,7 +158,12 @@ async def worklist_lines(
 
 def _order(lines: Sequence[AnsweredStudy | FailedStudy]) -> Worklist:
     entries = [
-        WorklistEntry(study=line.study, probability=line.answer.probability, abnormal=line.answer.abnormal)
+        WorklistEntry(
+            study=line.study,
+            probability=line.answer.probability,
+            calibrated_probability=line.answer.calibrated_probability,
+            abnormal=line.answer.abnormal,
+        )
         for line in lines
         if isinstance(line, AnsweredStudy)
     ]

@@ -22,6 +22,7 @@ from mura_ray.images import resize_gray
 from mura_ray.model.checkpoint import MODEL, network_from_bytes, read_meta
 from mura_ray.model.densenet import AbnormalityNet
 from mura_ray.model.inference import Precision, make_engine
+from mura_ray.platt import Calibration, CalibrationDescription, FittedOn
 from mura_ray.revision import git_revision
 
 FORMAT_VERSION = 1
@@ -46,12 +47,26 @@ class EnsembleDescription(Settings):
     architecture: Literal["densenet169"] = "densenet169"
     image_size: int
     threshold: float
-    calibration: None = None
+    calibration: CalibrationDescription | None = None
     members: tuple[MemberDescription, ...]
     data_id: str
     data_manifest_sha256: str
     git_revision: str
     created: str = Field(description="UTC, ISO 8601 with microseconds: sorts as text")
+
+    def calibrated_probability(self, probability: float, study_type: str | None) -> float | None:
+        """What a study's probability means as a frequency; None without a calibration.
+
+        Args:
+            probability: of abnormality, as `StudyPrediction` has it; it stays what decides.
+            study_type: None where it is not known: then the scaling over all types counts, as for a type without one.
+        """
+        return None if self.calibration is None else float(self.calibration.scaling(study_type)(probability))
+
+    def sealed(self) -> "EnsembleDescription":
+        """The same with the id of its content, made now."""
+        created = datetime.now(UTC).isoformat(timespec="microseconds")
+        return self.model_copy(update={"id": _content_id(self.model_dump(mode="json")), "created": created})
 
 
 @dataclass(frozen=True)
@@ -107,21 +122,68 @@ def write_ensemble(
     ]
     description = EnsembleDescription(
         id="",
+        created="",
         image_size=sizes[0],
         threshold=THRESHOLD,
         members=tuple(described),
         data_id=data_id,
         data_manifest_sha256=data_manifest_sha256,
         git_revision=git_revision(),
-        created=datetime.now(UTC).isoformat(timespec="microseconds"),
-    )
-    description = description.model_copy(update={"id": _content_id(description.model_dump(mode="json"))})
+    ).sealed()
+    return _write(dest, description, contents)
+
+
+def calibrate_ensemble(uri: str, dest: str, calibration: Calibration, fitted_on: FittedOn) -> EnsembleDescription:
+    """Writes an ensemble of the same members with a calibration, under an id of its own; the other stays as it is.
+
+    Args:
+        uri: of the ensemble to calibrate.
+        dest: URI of the new ensemble's folder; `<runs>/<another name>/ensemble` is found by id and as the newest.
+        calibration: what to apply to study probabilities.
+        fitted_on: the studies that it was fitted on.
+
+    Returns:
+        What the new `ensemble.json` says.
+
+    Raises:
+        ValueError: no such ensemble, it is calibrated already, a member is damaged, or another ensemble lies at `dest`.
+    """
+    description = read_description(uri)
+    if description.calibration is not None:
+        raise ValueError(
+            f"{uri} is calibrated already, from the ensemble {description.calibration.uncalibrated_id}: calibrate that"
+        )
+    calibrated = CalibrationDescription(**calibration.model_dump(), fitted_on=fitted_on, uncalibrated_id=description.id)
+    contents = [read_member(uri, description, place) for place in range(len(description.members))]
+    new = description.model_copy(update={"calibration": calibrated, "git_revision": git_revision()}).sealed()
+    return _write(dest, new, contents)
+
+
+def _write(dest: str, description: EnsembleDescription, contents: Sequence[bytes]) -> EnsembleDescription:
     if store.exists(store.join(dest, DESCRIPTION)):
         return _same_ensemble(dest, description)
     for place, content in enumerate(contents):
         store.write_bytes(store.join(dest, member_file(place)), content)
     store.write_bytes(store.join(dest, DESCRIPTION), description.model_dump_json(indent=2).encode() + b"\n")
     return description
+
+
+def read_member(uri: str, description: EnsembleDescription, place: int) -> bytes:
+    """A member's weights, which are what the description says.
+
+    Raises:
+        ValueError: the file is missing or differs from its hash.
+    """
+    file = store.join(_folder(uri), member_file(place))
+    if not store.exists(file):
+        raise ValueError(f"{file} is missing: restore it, or write the ensemble again")
+    content = store.read_bytes(file)
+    if (found := _sha256(content)) != description.members[place].sha256:
+        raise ValueError(
+            f"{file} is not the member that {DESCRIPTION} describes: its sha256 is {found}, expected "
+            f"{description.members[place].sha256}; restore it, or write the ensemble again"
+        )
+    return content
 
 
 def read_description(uri: str) -> EnsembleDescription:
@@ -216,18 +278,10 @@ class Ensemble:
                 device does not have the precision.
         """
         description = read_description(uri)
-        networks = []
-        for place, member in enumerate(description.members):
-            file = store.join(_folder(uri), member_file(place))
-            if not store.exists(file):
-                raise ValueError(f"{file} is missing: restore it, or write the ensemble again")
-            content = store.read_bytes(file)
-            if (found := _sha256(content)) != member.sha256:
-                raise ValueError(
-                    f"{file} is not the member that {DESCRIPTION} describes: its sha256 is {found}, expected "
-                    f"{member.sha256}; restore it, or write the ensemble again"
-                )
-            networks.append(network_from_bytes(content, file))
+        networks = [
+            network_from_bytes(read_member(uri, description, place), store.join(_folder(uri), member_file(place)))
+            for place in range(len(description.members))
+        ]
         return cls(description, networks, device, precision)
 
     def predict_study(self, views: Sequence[np.ndarray]) -> StudyPrediction:

@@ -13,6 +13,7 @@ from PIL import Image
 from mura_ray.config import TrialConfig
 from mura_ray.domain import MemberPrediction, StudyPrediction, ViewPrediction
 from mura_ray.model.ensemble import EnsembleDescription, MemberDescription
+from mura_ray.platt import CalibrationDescription, FittedOn, Scaling
 from serve.api import PREDICT_PATH, build_api
 from serve.limits import Limits
 
@@ -53,6 +54,20 @@ class MeanGray:
             ),
             members=(MemberPrediction("trial-0", probability - 0.1), MemberPrediction("trial-1", probability + 0.1)),
         )
+
+
+CALIBRATION = CalibrationDescription(
+    pooled=Scaling(slope=2.0, intercept=0.0, num_normal=60, num_abnormal=50),
+    by_type={"wrist": Scaling(slope=1.0, intercept=-1.0, num_normal=30, num_abnormal=25)},
+    fitted_on=FittedOn(data_id="feedfeedfeedfeed", split="valid", num_studies=110),
+    uncalibrated_id=DESCRIPTION.id,
+)
+
+
+class Calibrated(MeanGray):
+    """The same members; wrists have a calibration of their own."""
+
+    description = DESCRIPTION.model_copy(update={"id": "ca11b7a7ed000000", "calibration": CALIBRATION})
 
 
 class Broken(MeanGray):

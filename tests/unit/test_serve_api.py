@@ -49,6 +49,7 @@ class TestAnswer:
         assert response.json() == {
             "study_type": "wrist",
             "probability": pytest.approx(probability),
+            "calibrated_probability": None,
             "abnormal": True,
             "threshold": 0.5,
             "views": [
@@ -244,7 +245,7 @@ class TestDescription:
         assert answer["id"] == "0123456789abcdef"
         assert answer["data_id"] == "feedfeedfeedfeed"
         assert (answer["image_size"], answer["threshold"]) == (64, 0.5)
-        assert answer["members"][1] == {"trial": "trial-1", "epoch": 1, "val_loss": 0.1}
+        assert answer["members"][1] == {"trial": "trial-1", "epoch": 1, "val_loss": 0.1, "settings": {}}
         assert "Not a medical device" in answer["notice"]
 
     def test_health(self, client):

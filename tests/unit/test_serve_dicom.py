@@ -1,11 +1,13 @@
 """DICOM and zips through the HTTP interface."""
 
 import io
+import re
 import shutil
 import struct
 import subprocess
 import zipfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ from pydicom.filereader import dcmread
 
 from mura_ray.images import read_gray
 from mura_ray.render.overlay import overlay
-from serve.api import NOTICE, PREDICT_DICOM_PATH
-from tests.unit.api_client import CAM, LEFT, MeanGray, client_of, post, problem_of
+from serve.api import PREDICT_DICOM_PATH
+from serve.model_card import NOTICE
+from tests.unit.api_client import CAM, LEFT, Calibrated, MeanGray, client_of, post, problem_of
 from tests.unit.dicom_files import STUDY_UID, dicom, phantom, run_tool
 
 WINDOW = {"WindowCenter": 2048, "WindowWidth": 4096}
@@ -31,8 +34,8 @@ def zipped(*files: tuple[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> byt
     return file.getvalue()
 
 
-def post_dicom(client, *views):
-    return client.post(PREDICT_DICOM_PATH, files=[("views", view) for view in views])
+def post_dicom(client, *views, query=""):
+    return client.post(PREDICT_DICOM_PATH + query, files=[("views", view) for view in views])
 
 
 class TestDicom:
@@ -153,8 +156,20 @@ def objects() -> dict[str, bytes]:
     named = dicom(PIXELS, 12, PatientName="MÜLLER^ÄNNE", SpecificCharacterSet="ISO_IR 100", **WINDOW)
     response = post_dicom(client_of(), ("a.dcm", named), ("b.dcm", OTHER))
     assert response.headers["content-type"] == "application/zip"
+    return unzipped(response)
+
+
+def unzipped(response) -> dict[str, bytes]:
     with zipfile.ZipFile(io.BytesIO(response.content)) as archive:
         return {name: archive.read(name) for name in archive.namelist()}
+
+
+def complaints(content: bytes, path: Path) -> list[str]:
+    """Of dicom3tools, but for its warnings that our codes are private."""
+    assert shutil.which("dciodvfy")
+    path.write_bytes(content)
+    told = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True).stderr.splitlines()
+    return [line for line in told if line.startswith(("Error", "Warning")) and "<99MURA>" not in line]
 
 
 class TestDicomAnswer:
@@ -179,15 +194,18 @@ class TestDicomAnswer:
             assert words in told
 
     def test_is_valid(self, objects: dict[str, bytes], tmp_path):
-        """By dicom3tools; all that it warns of is that our codes are private."""
-        assert shutil.which("dciodvfy")
         for name, content in objects.items():
-            (tmp_path / name).write_bytes(content)
-            told = subprocess.run(
-                ["dciodvfy", str(tmp_path / name)], capture_output=True, text=True
-            ).stderr.splitlines()
-            complaints = [line for line in told if line.startswith(("Error", "Warning"))]
-            assert [line for line in complaints if "<99MURA>" not in line] == []
+            assert complaints(content, tmp_path / name) == []
+
+    def test_says_the_calibrated_probability_and_how_many_views_were_left_out(self, tmp_path):
+        views = [("a.dcm", PLAIN), ("cut.dcm", PLAIN[:-400])]
+        report = unzipped(post_dicom(client_of(Calibrated()), *views, query="?damaged=leave_out"))["report.dcm"]
+        answer = post(client_of(Calibrated()), ("a.dcm", PLAIN)).json()
+        told = "\n".join(run_report(report))
+        (found,) = re.findall(r'"Calibrated probability of abnormality"\)="([0-9.]+)"', told)
+        assert float(found) == pytest.approx(answer["calibrated_probability"], abs=1e-3)
+        assert "views left out, for they could not be read: 1" in told
+        assert complaints(report, tmp_path / "report.dcm") == []
 
     def test_other_files_are_refused(self):
         problem = problem_of(post_dicom(client_of(), ("a.dcm", PLAIN), ("b.png", LEFT)))

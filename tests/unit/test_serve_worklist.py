@@ -30,7 +30,9 @@ def test_each_study_has_its_answer_and_the_last_line_is_their_order():
     assert [view["name"] for view in answers["a"]["views"]] == ["a/front.png", "a/side.png"]
     assert answers["b"]["views"][0]["cam"] is None
     assert [entry["study"] for entry in end["worklist"]] == ["b", "a", "ward/c"]
-    assert end["worklist"][0] == {"study": "b", "probability": pytest.approx(200 / 255), "abnormal": True}
+    assert end["worklist"][0] == {
+        "study": "b", "probability": pytest.approx(200 / 255), "calibrated_probability": None, "abnormal": True
+    }  # fmt: skip
     assert end["failed"] == []
 
 

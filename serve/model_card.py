@@ -1,0 +1,153 @@
+"""The model card that `/v1/ensemble` gives: what an ensemble was made of, how good it was found, what it is not for."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from mura_ray import store
+from mura_ray.model.ensemble import DESCRIPTION, EnsembleDescription
+from mura_ray.platt import CalibrationDescription
+
+NOTICE = "Research use only. Not a medical device: not for diagnosis, triage or treatment."
+
+INTENDED_USE = (
+    "Research on finding abnormal studies among radiographs of the upper extremity: one study of one type (elbow, "
+    "finger, forearm, hand, humerus, shoulder or wrist), in one or more views.",
+    "Experiments that compare it with readers, order a worklist by it or show its maps, without effect on any care.",
+)
+
+LIMITS = (
+    "It says whether a study looks abnormal, not what is abnormal: a fracture, an implant and worn cartilage count "
+    "alike. What its training data hardly has it may miss.",
+    "It answers pictures of other body parts, of other modalities and of no patient at all; such answers mean nothing.",
+    "Patients' ages are not part of the data: whether it holds for children as for adults is unknown. So it is for "
+    "sex, origin, and for hospitals and devices that differ from those of the training data.",
+    "Of study types that the training data lacks it knows nothing; `metrics` has the types that it was tested on.",
+    "`probability` is no frequency: the paper's loss takes normal and abnormal images for equally common. "
+    "`calibrated_probability` is one, among studies like those of `calibration`, where abnormality is as common.",
+    "A map shows which parts of a view raise its probability, not the outline of a finding, nor all that is abnormal.",
+    "Numbers in `metrics` hold for the studies of their data set: read their notes, and measure on your own studies.",
+)
+
+_logger = logging.getLogger(__name__)
+
+
+class MemberDescription(BaseModel):
+    """One member: the trial's best epoch."""
+
+    trial: str
+    epoch: int
+    val_loss: float
+    settings: dict[str, Any] = Field(description="those of its training in which the members differ")
+
+
+class TrainingData(BaseModel):
+    """The data set that the members were trained on."""
+
+    id: str = Field(description="hash of its content")
+    manifest_sha256: str
+
+
+class EvaluatedData(BaseModel):
+    """Of what the studies are that an evaluation reports."""
+
+    id: str
+    name: str
+    split: str
+
+
+class Evaluation(BaseModel):
+    """What `python -m mura_ray.evaluate` found, as far as its `metrics.json` has it."""
+
+    data: EvaluatedData
+    notes: list[str] = Field(description="why the numbers are not those of new patients, if they are not")
+    metrics: dict[str, dict[str, Any]] = Field(description="by study type, and overall")
+
+
+class EnsembleAnswer(BaseModel):
+    """The ensemble that is served, as a model card."""
+
+    id: str = Field(description="hash of the ensemble's content")
+    created: str = Field(description="UTC, ISO 8601")
+    image_size: int = Field(description="side of the network's input in pixels")
+    threshold: float = Field(description="a study is abnormal if its probability is greater")
+    data_id: str = Field(description="id of the data set that the members were trained on")
+    members: list[MemberDescription]
+    notice: str = Field(description="what the ensemble must not be used for")
+    architecture: str = Field(description="of each member")
+    data: TrainingData
+    recipe: dict[str, Any] = Field(description="the settings of training that all members share")
+    calibration: CalibrationDescription | None = Field(description="what makes calibrated_probability; null: nothing")
+    metrics: list[Evaluation] = Field(description="the evaluations that lay beside the ensemble when it was loaded")
+    intended_use: list[str]
+    limits: list[str]
+    git_revision: str = Field(description="of the program that wrote the ensemble")
+
+
+def model_card(description: EnsembleDescription, evaluations: Sequence[Evaluation]) -> EnsembleAnswer:
+    """What is known of an ensemble."""
+    settings = [_flat(member.config.model_dump(mode="json")) for member in description.members]
+    shared = {name: value for name, value in settings[0].items() if all(one[name] == value for one in settings)}
+    return EnsembleAnswer(
+        id=description.id,
+        created=description.created,
+        image_size=description.image_size,
+        threshold=description.threshold,
+        data_id=description.data_id,
+        members=[
+            MemberDescription(
+                trial=member.trial,
+                epoch=member.epoch,
+                val_loss=member.val_loss,
+                settings={name: value for name, value in own.items() if name not in shared},
+            )
+            for member, own in zip(description.members, settings, strict=True)
+        ],
+        notice=NOTICE,
+        architecture=description.architecture,
+        data=TrainingData(id=description.data_id, manifest_sha256=description.data_manifest_sha256),
+        recipe=shared,
+        calibration=description.calibration,
+        metrics=list(evaluations),
+        intended_use=list(INTENDED_USE),
+        limits=list(LIMITS),
+        git_revision=description.git_revision,
+    )
+
+
+def read_evaluations(uri: str, ensemble_id: str) -> list[Evaluation]:
+    """The evaluations beside an ensemble's folder, in `evaluation-SPLIT-DATA-ENSEMBLE`, where `evaluate` puts them.
+
+    One that cannot be read is left out and logged: an ensemble answers without its evaluations.
+
+    Args:
+        uri: of the ensemble's folder, or of its `ensemble.json`.
+        ensemble_id: evaluations of others are not its own.
+    """
+    try:
+        home = store.parent(store.absolute(uri).removesuffix(f"/{DESCRIPTION}"))
+        names = [entry.name for entry in store.tree(home).entries() if entry.is_folder]
+        names = sorted(name for name in names if name.startswith("evaluation-") and name.endswith(f"-{ensemble_id}"))
+        files = [store.join(home, name, "metrics.json") for name in names]
+        return [found for file in files if (found := _evaluation(file)) is not None]
+    except (ValueError, OSError) as error:
+        _logger.warning("no evaluations are shown of the ensemble %s: %s", ensemble_id, error)
+        return []
+
+
+def _evaluation(file: str) -> Evaluation | None:
+    try:
+        return Evaluation.model_validate_json(store.read_bytes(file))
+    except (ValueError, OSError) as error:
+        _logger.warning("the evaluation %s is not shown: %s", file, error)
+        return None
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by dotted name: `augmentation.scale`."""
+    flat = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
