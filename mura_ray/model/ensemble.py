@@ -21,7 +21,7 @@ from mura_ray.domain import MemberPrediction, StudyPrediction, ViewPrediction
 from mura_ray.images import resize_gray
 from mura_ray.model.checkpoint import MODEL, network_from_bytes, read_meta
 from mura_ray.model.densenet import AbnormalityNet
-from mura_ray.model.inference import Precision, make_engine
+from mura_ray.model.inference import Exact, Precision, make_engine
 from mura_ray.platt import Calibration, CalibrationDescription, FittedOn
 from mura_ray.revision import git_revision
 
@@ -341,12 +341,34 @@ class Ensemble:
             Logits, float32 [M, N], members in the description's order, and maps, float32 [N, h, w]: the mean of the
             members' raw maps.
         """
+        logits, maps = zip(*map(self._engine, self._passes(pixels)), strict=True)
+        return np.concatenate(logits, axis=1), np.concatenate(maps)
+
+    def predict_member_maps(self, pixels: np.ndarray | torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """All members' logits and raw maps of any number of views, for evaluation.
+
+        Args:
+            pixels: uint8 [N, 1, S, S], S the ensemble's image size.
+
+        Returns:
+            Logits, float32 [M, N], and maps, float32 [M, N, h, w], members in the description's order. Their mean
+            over the members is what `predict_pixels` gives.
+
+        Raises:
+            ValueError: the ensemble was loaded for speed, in which engines keep the mean of the maps alone.
+        """
+        if not isinstance(self._engine, Exact):
+            raise ValueError("members' maps are kept by precision 'fp32' alone: load the ensemble with that")
+        logits, maps = zip(*map(self._engine.member_maps, self._passes(pixels)), strict=True)
+        return np.concatenate(logits, axis=1), np.concatenate(maps, axis=1)
+
+    def _passes(self, pixels: np.ndarray | torch.Tensor) -> Sequence[torch.Tensor]:
+        """Views in parts of at most `max_views`."""
         size = self.description.image_size
         pixels = torch.as_tensor(pixels)
         assert pixels.dtype == torch.uint8, pixels.dtype
         assert pixels.shape[1:] == (1, size, size), pixels.shape
-        logits, maps = zip(*(self._engine(chunk) for chunk in pixels.split(self.max_views)), strict=True)
-        return np.concatenate(logits, axis=1), np.concatenate(maps)
+        return pixels.split(self.max_views)
 
 
 def _folder(uri: str) -> str:

@@ -87,13 +87,22 @@ class Exact:
             for network in networks
         ]
 
-    @torch.inference_mode()
     def __call__(self, pixels: torch.Tensor) -> Output:
         """Computes one member after the other."""
+        logits, maps = self._members(pixels)
+        return logits.cpu().numpy(), maps.mean(dim=0).cpu().numpy()
+
+    def member_maps(self, pixels: torch.Tensor) -> Output:
+        """The same with each member's raw maps, float32 [M, N, S / 32, S / 32], in the place of their mean."""
+        logits, maps = self._members(pixels)
+        return logits.cpu().numpy(), maps.cpu().numpy()
+
+    @torch.inference_mode()
+    def _members(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         gray = pixels.to(self._device).float() / 255
         with exact_convolutions():
             logits, maps = zip(*(network.forward_with_maps(gray) for network in self._networks), strict=True)
-        return torch.stack(logits).cpu().numpy(), torch.stack(maps).mean(dim=0).cpu().numpy()
+        return torch.stack(logits), torch.stack(maps)
 
 
 class OpenVino:

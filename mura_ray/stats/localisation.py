@@ -53,7 +53,7 @@ def pointing_game(views: Sequence[BoxedView], *, seed: int = 0) -> PointingGame:
     """
     by_type: dict[str, list[BoxedView]] = {}
     for view in views:
-        _check(view)
+        check_view(view)
         by_type.setdefault(view.study_type, []).append(view)
     left_out = tuple(name for name, group in by_type.items() if len(group) == 1)
     groups = [group for group in by_type.values() if len(group) > 1]
@@ -123,7 +123,12 @@ def _ratio(hits: Sequence[np.ndarray], patients: np.ndarray, rate: float, baseli
     return Estimate(value, float(low), float(high))
 
 
-def _check(view: BoxedView) -> None:
+def check_view(view: BoxedView) -> None:
+    """Checks that a view has a map with a maximum, and a box.
+
+    Raises:
+        ValueError: it has not.
+    """
     if view.cam.size == 0 or not np.isfinite(view.cam).all():
         raise ValueError(f"a map of patient {view.patient_id} ({view.study_type}) is empty or not finite: no maximum")
     if view.boxes.ndim != 2 or len(view.boxes) == 0 or not np.isfinite(view.boxes).all():

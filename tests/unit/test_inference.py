@@ -117,6 +117,30 @@ def test_studies_together_are_answered_as_each_alone(request: pytest.FixtureRequ
             np.testing.assert_allclose(one.cam, other.cam, atol=1e-3)
 
 
+def test_the_mean_of_the_members_maps_are_the_maps(ensemble: Ensemble, pixels: torch.Tensor):
+    ensemble.max_views = 4
+    logits, member_maps = ensemble.predict_member_maps(pixels)
+    expected_logits, maps = ensemble.predict_pixels(pixels)
+    assert member_maps.dtype == np.float32
+    assert member_maps.shape == (2, *maps.shape)
+    np.testing.assert_array_equal(logits, expected_logits)
+    np.testing.assert_allclose(member_maps.mean(axis=0), maps, atol=1e-5)
+    assert np.abs(member_maps[0] - member_maps[1]).max() > 0.1, "equal members would show nothing"
+
+
+def test_a_members_map_and_its_bias_are_its_logit(
+    networks: Sequence[AbnormalityNet], ensemble: Ensemble, pixels: torch.Tensor
+):
+    logits, member_maps = ensemble.predict_member_maps(pixels)
+    bias = np.array([network.classifier.bias.item() for network in networks])
+    np.testing.assert_allclose(member_maps.mean(axis=(2, 3)) + bias[:, None], logits, atol=1e-3)
+
+
+def test_members_maps_are_refused_by_what_keeps_their_mean_alone(fast: Engine, pixels: torch.Tensor):
+    with pytest.raises(ValueError, match="precision 'fp32' alone"):
+        with_engine(fast).predict_member_maps(pixels)
+
+
 def test_studies_one_of_which_has_no_views_are_refused(ensemble: Ensemble, pixels: torch.Tensor):
     with pytest.raises(ValueError, match="at least one view"):
         ensemble.predict_studies([[pixels[0, 0].numpy()], []])
