@@ -20,9 +20,10 @@ from mura_ray.evaluation.predictions import Predictions, predict_split
 from mura_ray.evaluation.reading import ReaderQuestion, add_findings, add_readers, reader_parts, simulated_readers
 from mura_ray.evaluation.writing import provenance, write_evaluation, write_figures, write_tables
 from mura_ray.model.ensemble import DESCRIPTION, Ensemble, newest_ensemble, read_description
+from mura_ray.render.paper_text import paper_text
 from mura_ray.render.report import EvaluationResult, evaluation_text
 from mura_ray.render.tables import Table, as_text
-from mura_ray.stats.paper import paper_text, rederive
+from mura_ray.stats.paper import rederive
 from mura_ray.training.calibrate import calibrate
 
 EPILOG = """examples:
