@@ -20,13 +20,13 @@ h2 { font-size: 1.2em; margin: 2em 0 .4em; border-bottom: 1px solid var(--line);
 h3 { font-size: 1em; margin: 1.4em 0 .3em; } p { margin: .4em 0; } .muted { color: var(--muted); font-size: .88em; }
 .notice { background: var(--warn); border-left: 4px solid #d69e2e; padding: .5em .8em; margin: .8em 0; }
 nav ol { columns: 2; padding-left: 1.3em; } a { color: var(--accent); }
-.scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .82em; margin: .4em 0; }
 th, td { padding: .25em .6em; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { border-bottom: 1px solid var(--ink); } .number { text-align: right; white-space: nowrap; }
 figure { margin: .6em 0; } figure img { max-width: 100%; height: auto; }
 figcaption { color: var(--muted); font-size: .88em; }
-pre { background: #f4f6f8; padding: .6em; overflow-x: auto; font-size: .82em; white-space: pre-wrap; }
+pre { background: #f4f6f8; padding: .6em; font-size: .82em; white-space: pre-wrap; }
+@media screen { .scroll { overflow-x: auto; } }
 @page {
   size: A4; margin: 16mm 14mm;
   @bottom-right { content: counter(page) " / " counter(pages); font-size: 8pt; color: #5a6472; }
@@ -35,7 +35,6 @@ pre { background: #f4f6f8; padding: .6em; overflow-x: auto; font-size: .82em; wh
   body { font-size: 9pt; } main { max-width: none; padding: 0; } .number { white-space: normal; }
   table { font-size: 7pt; } th, td { padding: .2em .35em; }
   tr, figure { break-inside: avoid; } h2, h3 { break-after: avoid; }
-  .scroll { overflow: visible; }
 }
 """
 

@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from mura_ray.stats.metrics import MIN_COUNT, Estimate, resamples, weighted_auroc
+from mura_ray.stats.agreement import weighted_kappa
+from mura_ray.stats.estimates import MIN_COUNT, Estimate, resamples
+from mura_ray.stats.roc import weighted_auroc
 
 RECIPE = "ensemble, mean of views"
 MAXIMUM = "ensemble, maximum of views"
@@ -96,17 +98,9 @@ def _levels(labels: np.ndarray, scores: np.ndarray, threshold: float, draws: Seq
     """AUROC and kappa of each draw, float64 [2, draws]."""
     called = (scores > threshold).astype(np.int64)
     return np.concatenate(
-        [[weighted_auroc(labels, scores, weights), _weighted_kappa(labels, called, weights)] for weights in draws],
+        [[weighted_auroc(labels, scores, weights), weighted_kappa(labels, called, weights)] for weights in draws],
         axis=1,
     )
-
-
-def _weighted_kappa(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Cohen's kappa of each draw; NaN where chance alone agrees always."""
-    num, both = weights.sum(axis=1), weights @ (a == b)
-    by_chance = (weights @ a) * (weights @ b) + (weights @ (1 - a)) * (weights @ (1 - b))
-    beyond = num**2 - by_chance
-    return np.divide(num * both - by_chance, beyond, out=np.full(len(weights), np.nan), where=beyond > 0)
 
 
 def _estimate(draws: np.ndarray) -> Estimate:

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from mura_ray.domain import ABNORMAL, NORMAL, STUDY_TYPES
 from mura_ray.platt import Calibration, Scaling, clipped_logit
 from mura_ray.stats.agreement import binary_labels
-from mura_ray.stats.metrics import rate
+from mura_ray.stats.estimates import rate
 
 MIN_STUDIES = 20
 """Of each label, from which on two parameters are fitted to them: with fewer they follow single studies."""

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mura_ray.stats.estimates import MIN_COUNT, Estimate, resamples
 from mura_ray.stats.localisation import BoxedView, check_view, hit_matrix, rate_and_baseline
-from mura_ray.stats.metrics import MIN_COUNT, Estimate, resamples
 from mura_ray.stats.overlap import candidate_thresholds, coverage, energy_in_boxes, hot_iou, own_iou, upscaled
 
 MEASURES = {

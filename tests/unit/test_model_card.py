@@ -8,7 +8,8 @@ import pytest
 
 from mura_ray.config import Augmentation, TrialConfig
 from mura_ray.render.report import OVERALL, EvaluationResult, write_evaluation
-from mura_ray.stats.metrics import Estimate, Metrics
+from mura_ray.stats.estimates import Estimate
+from mura_ray.stats.metrics import Metrics
 from serve.api import build_api
 from serve.model_card import INTENDED_USE, LIMITS, NOTICE, read_evaluations
 from serve.release import Release, Releases
