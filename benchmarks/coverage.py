@@ -5,8 +5,8 @@
 Draws data sets of as many patients and studies as MURA-v1.1's validation set, evaluates each with the project's own
 `study_metrics`, and counts how many intervals hold what a very large data set drawn alike gives. A patient's studies
 are alike: the correlation is that of two studies' latent disease, and of what their radiographs show beyond it.
-Correlation 0 has independent studies. The bootstrap inside takes fewer draws than an evaluation, to save time: the ends of
-its intervals are rougher.
+Correlation 0 has independent studies. The bootstrap inside takes fewer draws than an evaluation, to save time: the ends
+of its intervals are rougher.
 """
 
 import math
