@@ -11,7 +11,6 @@ from mura_ray.domain import ABNORMAL, NORMAL, STUDY_TYPES
 from mura_ray.evaluation.gallery import gallery
 from mura_ray.evaluation.localising import boxed_views
 from mura_ray.evaluation.predictions import Predictions
-from mura_ray.model.ensemble import EnsembleDescription
 from mura_ray.platt import Calibration
 from mura_ray.render.document import Picture
 from mura_ray.render.figures import (
@@ -55,7 +54,7 @@ def assess(predictions: Predictions, notes: tuple[str, ...] = ()) -> EvaluationR
         ensemble_id=description.id,
         data=data_facts(predictions),
         threshold=threshold,
-        notes=(*split_notes(manifest, split, description), *notes),
+        notes=(*split_notes(manifest, split), *notes),
         metrics=metrics,
         studies=studies,
         painted=painted_by_label(predictions.table["label"], maps),
@@ -132,7 +131,7 @@ def painted_by_label(labels: pd.Series, maps: np.ndarray) -> pd.DataFrame:
     return groups.agg(num_views=("share", "size"), share=("share", "mean"), strength=("strength", "mean")).reset_index()
 
 
-def split_notes(manifest: Manifest, split: str, description: EnsembleDescription) -> tuple[str, ...]:
+def split_notes(manifest: Manifest, split: str) -> tuple[str, ...]:
     """Why the numbers are not what new patients would give, as the split's name says."""
     if split == "train":
         return ("training numbers: members learn from the split 'train'",)

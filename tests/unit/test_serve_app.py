@@ -69,9 +69,7 @@ class TestPrecision:
 
     def test_another_value_is_refused_with_those_that_are_known(self, monkeypatch):
         monkeypatch.setenv("MURA_INFERENCE", "int8")
-        with pytest.raises(
-            ValueError, match="MURA_INFERENCE is 'int8'; one of fp32, openvino, graphs, bf16"
-        ):
+        with pytest.raises(ValueError, match="MURA_INFERENCE is 'int8'; one of fp32, openvino, graphs, bf16"):
             precision()
 
 

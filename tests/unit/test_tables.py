@@ -41,9 +41,10 @@ def test_a_cell_reads(cell, text):
 def test_csv_holds_numbers_in_full_and_leaves_empty_what_is_not_estimable():
     read = pd.read_csv(io.BytesIO(as_csv(TABLE)))
     assert list(read.columns) == ["reader", "n", "kappa", "kappa_low", "kappa_high", "share"]
-    assert read.loc[0, ["kappa", "kappa_low", "kappa_high"]].tolist() == [0.7049, 0.6, 0.81]
-    assert read.loc[1, ["kappa", "kappa_low", "kappa_high", "share"]].isna().all()
-    assert read["reader"].tolist() == ["A & B", "<model>"]
+    first, second = read.to_dict(orient="records")
+    assert [first[name] for name in ("kappa", "kappa_low", "kappa_high")] == [0.7049, 0.6, 0.81]
+    assert all(math.isnan(second[name]) for name in ("kappa", "kappa_low", "kappa_high", "share"))
+    assert (first["reader"], second["reader"]) == ("A & B", "<model>")
 
 
 def test_html_escapes_and_aligns_numbers():
