@@ -90,6 +90,9 @@ class Contingency(NamedTuple):
         return Agreement(num=num, observed=(self.tp + self.tn) / num, expected=by_chance / num**2)
 
 
+_Fits = Mapping[Size, tuple[Contingency, ...]]  # a cell's tables
+
+
 @dataclass(frozen=True, slots=True)
 class Printed:
     """A cell of Table 2: kappa and the bounds of its interval, three decimals each."""
@@ -238,8 +241,8 @@ def rederive(table: Mapping[str, Sequence[str]] = TABLE_2) -> PaperResult:
     """Finds the sizes and the 2 x 2 tables behind Table 2, and checks Table 1's sums.
 
     A row's candidates are the sizes at which most of its cells fit. Of all choices of one candidate per study type, 207
-    studies in all, the one that reproduces most cells is taken; of two that are mirror images (normal and abnormal
-    exchanged), the one with the sensitivity and specificity that the abstract gives for the model.
+    studies in all, the one that lets most readers' tables add up is taken; of two that are mirror images (normal and
+    abnormal exchanged), the one with the sensitivity and specificity that the abstract gives for the model.
 
     Args:
         table: as `TABLE_2`; another one than the published to see what the check finds.
@@ -252,7 +255,7 @@ def rederive(table: Mapping[str, Sequence[str]] = TABLE_2) -> PaperResult:
     all_types = list(itertools.product(*(_candidates(fits[study_type]) for study_type in STUDY_TYPES)))
     sharing = [types for types in all_types if sum(row.size.num for row in types) == TEST_STUDIES]
     choices = [_Choice.of(types, fits[OVERALL]) for types in sharing or all_types]
-    best = max(choices, key=lambda choice: (choice.reproduced, choice.has_models_rates))
+    best = max(choices, key=lambda choice: (choice.num_adding_up, choice.has_models_rates))
     cells = tuple(best.cells(printed))
     return PaperResult(
         sums=table_1_sums(),
@@ -261,7 +264,7 @@ def rederive(table: Mapping[str, Sequence[str]] = TABLE_2) -> PaperResult:
             row: tuple(size for size, count in _size_counts(found).items() if count == len(READERS))
             for row, found in fits.items()
         },
-        num_choices=sum(all(choice.additions) for choice in choices),
+        num_choices=sum(choice.num_adding_up == len(READERS) for choice in choices),
         cells=cells,
         additions=tuple(itertools.chain.from_iterable(best.additions)),
         comparisons=tuple(_comparisons(cells)),
@@ -315,7 +318,7 @@ class _SizedRow(NamedTuple):
     tables: tuple[tuple[Contingency, ...], ...]
 
     @classmethod
-    def of(cls, row: "Sequence[_Fits]", size: Size) -> "_SizedRow":
+    def of(cls, row: Sequence[_Fits], size: Size) -> "_SizedRow":
         return cls(size, tuple(found.get(size, ()) for found in row))
 
 
@@ -327,16 +330,15 @@ class _Choice:
     additions: tuple[tuple[Addition, ...], ...]
 
     @classmethod
-    def of(cls, types: tuple[_SizedRow, ...], overall: "Sequence[_Fits]") -> "_Choice":
+    def of(cls, types: tuple[_SizedRow, ...], overall: Sequence[_Fits]) -> "_Choice":
         total = Size(sum(row.size.num for row in types), sum(row.size.abnormal for row in types))
         rows = (*types, _SizedRow.of(overall, total))
         columns = zip(*(row.tables for row in rows), strict=True)
         return cls(rows, tuple(_additions(reader, column) for reader, column in zip(READERS, columns, strict=True)))
 
     @property
-    def reproduced(self) -> int:
-        of_types = sum(bool(tables) for row in self.rows[:-1] for tables in row.tables)
-        return of_types + sum(bool(additions) for additions in self.additions)
+    def num_adding_up(self) -> int:
+        return sum(map(bool, self.additions))
 
     @property
     def has_models_rates(self) -> bool:
@@ -365,12 +367,12 @@ def _additions(reader: str, column: tuple[tuple[Contingency, ...], ...]) -> tupl
     return tuple(Addition(reader, chosen, total) for chosen, total in sums if total in overall)
 
 
-def _size_counts(row: "Sequence[_Fits]") -> dict[Size, int]:
+def _size_counts(row: Sequence[_Fits]) -> dict[Size, int]:
     """How many cells of a row fit at each size at which one does, in the order of the sizes."""
     return {size: sum(size in found for found in row) for size in sorted(set().union(*row))}
 
 
-def _candidates(row: "Sequence[_Fits]") -> list[_SizedRow]:
+def _candidates(row: Sequence[_Fits]) -> list[_SizedRow]:
     """The sizes at which most of a row's cells fit; where none fits anywhere, a size without studies."""
     counts = _size_counts(row) or {Size(0, 0): 0}
     most = max(counts.values())
@@ -445,9 +447,6 @@ class _AllTables:
 def _tables_of_size(num: int, abnormal: int) -> np.ndarray:
     tp, fp = np.indices((abnormal + 1, num - abnormal + 1)).reshape(2, -1)
     return np.stack([tp, abnormal - tp, fp, num - abnormal - fp], axis=1)
-
-
-_Fits = Mapping[Size, tuple[Contingency, ...]]
 
 
 @functools.cache
