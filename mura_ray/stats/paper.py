@@ -113,6 +113,11 @@ class Printed:
             raise ValueError(f"cell {text!r}: write kappa and its bounds as '0.850 (0.830, 0.871)'")
         return cls(*map(Decimal, match.groups()))
 
+    @property
+    def interval(self) -> tuple[Decimal, Decimal]:
+        """The published one."""
+        return self.low, self.high
+
     def __str__(self) -> str:
         return f"{self.kappa} ({self.low}, {self.high})"
 
@@ -167,22 +172,22 @@ class Addition:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The model beside the best or the worst radiologist of a row.
+    """The model beside a radiologist.
 
     Attributes:
         row: a study type, or `OVERALL`.
-        rival: "best" or "worst".
-        readers: the radiologists with that kappa.
-        claim: what the abstract says of the model, None where it says nothing.
-        difference: the model's printed kappa less the rival's.
+        reader: the radiologist.
+        rank: "best" or "worst" by the printed kappa of the three, else "middle"; two may share one.
+        claim: what the abstract says of the model beside the best, else None.
+        difference: the model's printed kappa less the radiologist's.
         published_overlap: whether the published intervals have a number in common.
         right_overlap: whether those with the standard error have.
         smallest_p: of McNemar's exact test of the two accuracies, the smallest that any pairing of errors allows.
     """
 
     row: str
-    rival: str
-    readers: tuple[str, ...]
+    reader: str
+    rank: str
     claim: str | None
     difference: Decimal
     published_overlap: bool
@@ -215,7 +220,7 @@ class PaperResult:
         num_choices: choices of one possible size per study type with which all four readers' tables add up.
         cells: all of Table 2, row by row.
         additions: every way in which a reader's seven tables add up to a table of the overall cell.
-        comparisons: the model against the radiologists.
+        comparisons: the model beside each radiologist, where both have a table (overall, an addition).
     """
 
     sums: tuple[Sum, ...]
@@ -267,7 +272,7 @@ def rederive(table: Mapping[str, Sequence[str]] = TABLE_2) -> PaperResult:
         num_choices=sum(choice.num_adding_up == len(READERS) for choice in choices),
         cells=cells,
         additions=tuple(itertools.chain.from_iterable(best.additions)),
-        comparisons=tuple(_comparisons(cells)),
+        comparisons=tuple(_comparisons(cells, best.additions)),
     )
 
 
@@ -299,15 +304,20 @@ def untold_test_labels() -> tuple[int, int]:
 
 
 @functools.cache
-def smallest_mcnemar_p(a: Contingency, b: Contingency) -> float:
+def smallest_mcnemar_p(a: tuple[Contingency, ...], b: tuple[Contingency, ...]) -> float:
     """The smallest two-sided p of McNemar's exact test that two readers of the same studies can have.
 
     The tables leave open which errors they share. For a given difference p grows with the number of studies that only
-    one of them has right, which is smallest if, within each label, one reader's errors contain the other's.
+    one of them has right, which is smallest if, within each label of each table, one reader's errors contain the
+    other's.
+
+    Args:
+        a: a table for each study type concerned.
+        b: the other reader's for the same types.
     """
-    differences = (a.tp - b.tp, a.tn - b.tn)
-    only_a = sum(max(difference, 0) for difference in differences)
-    only_one = sum(abs(difference) for difference in differences)
+    differences = [(x.tp - y.tp, x.tn - y.tn) for x, y in zip(a, b, strict=True)]
+    only_a = sum(max(difference, 0) for pair in differences for difference in pair)
+    only_one = sum(abs(difference) for pair in differences for difference in pair)
     return float(binomtest(only_a, only_one).pvalue) if only_one else 1.0
 
 
@@ -379,26 +389,29 @@ def _candidates(row: Sequence[_Fits]) -> list[_SizedRow]:
     return [_SizedRow.of(row, size) for size, count in counts.items() if count == most]
 
 
-def _comparisons(cells: Sequence[Cell]) -> Iterable[Comparison]:
+def _comparisons(cells: Sequence[Cell], additions: Sequence[Sequence[Addition]]) -> Iterable[Comparison]:
+    def ways(cell: Cell) -> list[tuple[Contingency, ...]]:
+        if cell.row == OVERALL:
+            return [addition.types for addition in additions[READERS.index(cell.reader)]]
+        return [(table,) for table in cell.tables]
+
     for row in (*STUDY_TYPES, OVERALL):
         *radiologists, model = (cell for cell in cells if cell.row == row)
-        for rival, choose in (("best", max), ("worst", min)):
-            kappa = choose(cell.printed.kappa for cell in radiologists)
-            rivals = [cell for cell in radiologists if cell.printed.kappa == kappa]
-            pairs = itertools.product(model.tables, itertools.chain.from_iterable(cell.tables for cell in rivals))
-            yield Comparison(
-                row=row,
-                rival=rival,
-                readers=tuple(cell.reader for cell in rivals),
-                claim=CLAIMS.get(row) if rival == "best" else None,
-                difference=model.printed.kappa - kappa,
-                published_overlap=any(
-                    _overlap((model.printed.low, model.printed.high), (cell.printed.low, cell.printed.high))
-                    for cell in rivals
-                ),
-                right_overlap=any(_overlap(model.right_interval, cell.right_interval) for cell in rivals),
-                smallest_p=min((smallest_mcnemar_p(a, b) for a, b in pairs), default=1.0),
-            )
+        kappas = [cell.printed.kappa for cell in radiologists]
+        for cell in radiologists:
+            rank = {min(kappas): "worst", max(kappas): "best"}.get(cell.printed.kappa, "middle")
+            p_values = [smallest_mcnemar_p(a, b) for a, b in itertools.product(ways(model), ways(cell))]
+            if p_values:
+                yield Comparison(
+                    row=row,
+                    reader=cell.reader,
+                    rank=rank,
+                    claim=CLAIMS.get(row) if rank == "best" else None,
+                    difference=model.printed.kappa - cell.printed.kappa,
+                    published_overlap=_overlap(model.printed.interval, cell.printed.interval),
+                    right_overlap=_overlap(model.right_interval, cell.right_interval),
+                    smallest_p=min(p_values),
+                )
 
 
 def _overlap(a: tuple | None, b: tuple | None) -> bool:
