@@ -118,27 +118,26 @@ def _additions_text(result: PaperResult) -> str:
 
 
 def _comparisons_text(result: PaperResult) -> str:
-    columns = ["", "radiologist", "", "kappa less", "abstract", "apart, published", "apart, with SE", "smallest p"]
-    rows = [_comparison_row(comparison) for comparison in result.comparisons]
-    apart = [c for c in result.comparisons if not c.published_overlap]
-    lasting = sum(not c.right_overlap for c in apart)
-    claims = [c for c in result.comparisons if c.claim == "lower"]
-    below = sum(c.smallest_p < 0.05 for c in result.comparisons)
+    compared = result.comparisons
+    apart = [c for c in compared if not c.published_overlap]
+    lower = [c for c in compared if c.claim == "lower"]
+    small = [c for c in compared if c.smallest_p < 0.05]
     text = (
-        f"The model beside the best and the worst radiologist: {len(apart)} of {len(rows)} pairs of published "
-        f"intervals are apart, {lasting} with SE. The abstract calls the model lower than the best on {len(claims)} "
-        f"types; with SE the intervals are apart on {sum(not c.right_overlap for c in claims)} of them. McNemar's test "
-        f"could give p < 0.05 in {below} of the {len(rows)}."
+        f"The model beside the radiologists: {len(apart)} of {len(compared)} pairs of published intervals are apart, "
+        f"{sum(not c.right_overlap for c in apart)} with SE. The abstract calls the model lower than the best on "
+        f"{len({c.row for c in lower})} types; with SE the intervals are apart on "
+        f"{len({c.row for c in lower if not c.right_overlap})} of them. McNemar's test could give p < 0.05 in "
+        f"{len(small)} of the {len(compared)}{''.join(f' ({c.row}, {c.reader})' for c in small)}."
     )
-    return _filled(text) + "\n" + _table(rows, columns)
+    columns = ["", "", "", "kappa less", "abstract", "apart, published", "apart, with SE", "smallest p"]
+    return _filled(text) + "\n" + _table(map(_comparison_row, compared), columns)
 
 
 def _comparison_row(comparison: Comparison) -> list[str]:
-    numbers = ", ".join(reader.rsplit(" ")[-1] for reader in comparison.readers)
     return [
         comparison.row,
-        comparison.rival,
-        numbers,
+        comparison.reader,
+        comparison.rank,
         f"{comparison.difference:+}",
         comparison.claim or "",
         "no" if comparison.published_overlap else "yes",

@@ -90,6 +90,9 @@ class Contingency(NamedTuple):
         return Agreement(num=num, observed=(self.tp + self.tn) / num, expected=by_chance / num**2)
 
 
+_Fits = Mapping[Size, tuple[Contingency, ...]]  # a cell's tables
+
+
 @dataclass(frozen=True, slots=True)
 class Printed:
     """A cell of Table 2: kappa and the bounds of its interval, three decimals each."""
@@ -109,6 +112,11 @@ class Printed:
         if not match:
             raise ValueError(f"cell {text!r}: write kappa and its bounds as '0.850 (0.830, 0.871)'")
         return cls(*map(Decimal, match.groups()))
+
+    @property
+    def interval(self) -> tuple[Decimal, Decimal]:
+        """The published one."""
+        return self.low, self.high
 
     def __str__(self) -> str:
         return f"{self.kappa} ({self.low}, {self.high})"
@@ -164,22 +172,22 @@ class Addition:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The model beside the best or the worst radiologist of a row.
+    """The model beside a radiologist.
 
     Attributes:
         row: a study type, or `OVERALL`.
-        rival: "best" or "worst".
-        readers: the radiologists with that kappa.
-        claim: what the abstract says of the model, None where it says nothing.
-        difference: the model's printed kappa less the rival's.
+        reader: the radiologist.
+        rank: "best" or "worst" by the printed kappa of the three, else "middle"; two may share one.
+        claim: what the abstract says of the model beside the best, else None.
+        difference: the model's printed kappa less the radiologist's.
         published_overlap: whether the published intervals have a number in common.
         right_overlap: whether those with the standard error have.
         smallest_p: of McNemar's exact test of the two accuracies, the smallest that any pairing of errors allows.
     """
 
     row: str
-    rival: str
-    readers: tuple[str, ...]
+    reader: str
+    rank: str
     claim: str | None
     difference: Decimal
     published_overlap: bool
@@ -212,7 +220,7 @@ class PaperResult:
         num_choices: choices of one possible size per study type with which all four readers' tables add up.
         cells: all of Table 2, row by row.
         additions: every way in which a reader's seven tables add up to a table of the overall cell.
-        comparisons: the model against the radiologists.
+        comparisons: the model beside each radiologist, where both have a table (overall, an addition).
     """
 
     sums: tuple[Sum, ...]
@@ -238,8 +246,8 @@ def rederive(table: Mapping[str, Sequence[str]] = TABLE_2) -> PaperResult:
     """Finds the sizes and the 2 x 2 tables behind Table 2, and checks Table 1's sums.
 
     A row's candidates are the sizes at which most of its cells fit. Of all choices of one candidate per study type, 207
-    studies in all, the one that reproduces most cells is taken; of two that are mirror images (normal and abnormal
-    exchanged), the one with the sensitivity and specificity that the abstract gives for the model.
+    studies in all, the one that lets most readers' tables add up is taken; of two that are mirror images (normal and
+    abnormal exchanged), the one with the sensitivity and specificity that the abstract gives for the model.
 
     Args:
         table: as `TABLE_2`; another one than the published to see what the check finds.
@@ -252,7 +260,7 @@ def rederive(table: Mapping[str, Sequence[str]] = TABLE_2) -> PaperResult:
     all_types = list(itertools.product(*(_candidates(fits[study_type]) for study_type in STUDY_TYPES)))
     sharing = [types for types in all_types if sum(row.size.num for row in types) == TEST_STUDIES]
     choices = [_Choice.of(types, fits[OVERALL]) for types in sharing or all_types]
-    best = max(choices, key=lambda choice: (choice.reproduced, choice.has_models_rates))
+    best = max(choices, key=lambda choice: (choice.num_adding_up, choice.has_models_rates))
     cells = tuple(best.cells(printed))
     return PaperResult(
         sums=table_1_sums(),
@@ -261,10 +269,10 @@ def rederive(table: Mapping[str, Sequence[str]] = TABLE_2) -> PaperResult:
             row: tuple(size for size, count in _size_counts(found).items() if count == len(READERS))
             for row, found in fits.items()
         },
-        num_choices=sum(all(choice.additions) for choice in choices),
+        num_choices=sum(choice.num_adding_up == len(READERS) for choice in choices),
         cells=cells,
         additions=tuple(itertools.chain.from_iterable(best.additions)),
-        comparisons=tuple(_comparisons(cells)),
+        comparisons=tuple(_comparisons(cells, best.additions)),
     )
 
 
@@ -296,15 +304,20 @@ def untold_test_labels() -> tuple[int, int]:
 
 
 @functools.cache
-def smallest_mcnemar_p(a: Contingency, b: Contingency) -> float:
+def smallest_mcnemar_p(a: tuple[Contingency, ...], b: tuple[Contingency, ...]) -> float:
     """The smallest two-sided p of McNemar's exact test that two readers of the same studies can have.
 
     The tables leave open which errors they share. For a given difference p grows with the number of studies that only
-    one of them has right, which is smallest if, within each label, one reader's errors contain the other's.
+    one of them has right, which is smallest if, within each label of each table, one reader's errors contain the
+    other's.
+
+    Args:
+        a: a table for each study type concerned.
+        b: the other reader's for the same types.
     """
-    differences = (a.tp - b.tp, a.tn - b.tn)
-    only_a = sum(max(difference, 0) for difference in differences)
-    only_one = sum(abs(difference) for difference in differences)
+    differences = [(x.tp - y.tp, x.tn - y.tn) for x, y in zip(a, b, strict=True)]
+    only_a = sum(max(difference, 0) for pair in differences for difference in pair)
+    only_one = sum(abs(difference) for pair in differences for difference in pair)
     return float(binomtest(only_a, only_one).pvalue) if only_one else 1.0
 
 
@@ -315,7 +328,7 @@ class _SizedRow(NamedTuple):
     tables: tuple[tuple[Contingency, ...], ...]
 
     @classmethod
-    def of(cls, row: "Sequence[_Fits]", size: Size) -> "_SizedRow":
+    def of(cls, row: Sequence[_Fits], size: Size) -> "_SizedRow":
         return cls(size, tuple(found.get(size, ()) for found in row))
 
 
@@ -327,16 +340,15 @@ class _Choice:
     additions: tuple[tuple[Addition, ...], ...]
 
     @classmethod
-    def of(cls, types: tuple[_SizedRow, ...], overall: "Sequence[_Fits]") -> "_Choice":
+    def of(cls, types: tuple[_SizedRow, ...], overall: Sequence[_Fits]) -> "_Choice":
         total = Size(sum(row.size.num for row in types), sum(row.size.abnormal for row in types))
         rows = (*types, _SizedRow.of(overall, total))
         columns = zip(*(row.tables for row in rows), strict=True)
         return cls(rows, tuple(_additions(reader, column) for reader, column in zip(READERS, columns, strict=True)))
 
     @property
-    def reproduced(self) -> int:
-        of_types = sum(bool(tables) for row in self.rows[:-1] for tables in row.tables)
-        return of_types + sum(bool(additions) for additions in self.additions)
+    def num_adding_up(self) -> int:
+        return sum(map(bool, self.additions))
 
     @property
     def has_models_rates(self) -> bool:
@@ -365,38 +377,41 @@ def _additions(reader: str, column: tuple[tuple[Contingency, ...], ...]) -> tupl
     return tuple(Addition(reader, chosen, total) for chosen, total in sums if total in overall)
 
 
-def _size_counts(row: "Sequence[_Fits]") -> dict[Size, int]:
+def _size_counts(row: Sequence[_Fits]) -> dict[Size, int]:
     """How many cells of a row fit at each size at which one does, in the order of the sizes."""
     return {size: sum(size in found for found in row) for size in sorted(set().union(*row))}
 
 
-def _candidates(row: "Sequence[_Fits]") -> list[_SizedRow]:
+def _candidates(row: Sequence[_Fits]) -> list[_SizedRow]:
     """The sizes at which most of a row's cells fit; where none fits anywhere, a size without studies."""
     counts = _size_counts(row) or {Size(0, 0): 0}
     most = max(counts.values())
     return [_SizedRow.of(row, size) for size, count in counts.items() if count == most]
 
 
-def _comparisons(cells: Sequence[Cell]) -> Iterable[Comparison]:
+def _comparisons(cells: Sequence[Cell], additions: Sequence[Sequence[Addition]]) -> Iterable[Comparison]:
+    def ways(cell: Cell) -> list[tuple[Contingency, ...]]:
+        if cell.row == OVERALL:
+            return [addition.types for addition in additions[READERS.index(cell.reader)]]
+        return [(table,) for table in cell.tables]
+
     for row in (*STUDY_TYPES, OVERALL):
         *radiologists, model = (cell for cell in cells if cell.row == row)
-        for rival, choose in (("best", max), ("worst", min)):
-            kappa = choose(cell.printed.kappa for cell in radiologists)
-            rivals = [cell for cell in radiologists if cell.printed.kappa == kappa]
-            pairs = itertools.product(model.tables, itertools.chain.from_iterable(cell.tables for cell in rivals))
-            yield Comparison(
-                row=row,
-                rival=rival,
-                readers=tuple(cell.reader for cell in rivals),
-                claim=CLAIMS.get(row) if rival == "best" else None,
-                difference=model.printed.kappa - kappa,
-                published_overlap=any(
-                    _overlap((model.printed.low, model.printed.high), (cell.printed.low, cell.printed.high))
-                    for cell in rivals
-                ),
-                right_overlap=any(_overlap(model.right_interval, cell.right_interval) for cell in rivals),
-                smallest_p=min((smallest_mcnemar_p(a, b) for a, b in pairs), default=1.0),
-            )
+        kappas = [cell.printed.kappa for cell in radiologists]
+        for cell in radiologists:
+            rank = {min(kappas): "worst", max(kappas): "best"}.get(cell.printed.kappa, "middle")
+            p_values = [smallest_mcnemar_p(a, b) for a, b in itertools.product(ways(model), ways(cell))]
+            if p_values:
+                yield Comparison(
+                    row=row,
+                    reader=cell.reader,
+                    rank=rank,
+                    claim=CLAIMS.get(row) if rank == "best" else None,
+                    difference=model.printed.kappa - cell.printed.kappa,
+                    published_overlap=_overlap(model.printed.interval, cell.printed.interval),
+                    right_overlap=_overlap(model.right_interval, cell.right_interval),
+                    smallest_p=min(p_values),
+                )
 
 
 def _overlap(a: tuple | None, b: tuple | None) -> bool:
@@ -445,9 +460,6 @@ class _AllTables:
 def _tables_of_size(num: int, abnormal: int) -> np.ndarray:
     tp, fp = np.indices((abnormal + 1, num - abnormal + 1)).reshape(2, -1)
     return np.stack([tp, abnormal - tp, fp, num - abnormal - fp], axis=1)
-
-
-_Fits = Mapping[Size, tuple[Contingency, ...]]
 
 
 @functools.cache
