@@ -31,9 +31,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
         Painted(one.study_type, one.patient, one.study, one.label, one.logit, (1, 2), (122.0, 35.0, 6.0, 5.0))
         for one in cohort()
     ]
-    write_data(
-        folder, {"test": boxed, "valid": cohort("v", mark=50), "train": cohort("t", mark=100)}, boxes=True
-    )
+    write_data(folder, {"test": boxed, "valid": cohort("v", mark=50), "train": cohort("t", mark=100)}, boxes=True)
     return str(folder)
 
 
@@ -138,9 +136,7 @@ def use(monkeypatch: pytest.MonkeyPatch, manifest: Manifest) -> None:
     monkeypatch.setattr(evaluate, "read_description", lambda uri: make_ensemble(manifest.id).description)
 
 
-def test_a_reader_study_is_simulated_in_the_papers_form_and_size(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def test_a_reader_study_is_simulated_in_the_papers_form_and_size(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert evaluate.main(["--simulate-readers", "--out", str(tmp_path)]) == 0
     assert "SIMULATED" in capsys.readouterr().out
     by_type = pd.read_csv(tmp_path / "tables/readers_by_type.csv", index_col="study_type")
@@ -162,8 +158,14 @@ def test_a_reader_study_is_simulated_in_the_papers_form_and_size(
         (["--ensemble", "E", "--data", "DATA", "--out", "E/report"], "never changed"),
         (["--ensemble", "E", "--data", "DATA", "--out", "E"], "never changed"),
         (["--ensemble", "E", "--data", "DATA", "--readers", "none.csv"], "none.csv does not exist"),
-        (["--ensemble", "E", "--data", "DATA", "--findings", "wrong.csv"], "finding 'fracture' has 'yes' for study 'hand/"),
-        (["--ensemble", "E", "--data", "DATA", "--findings", "other.csv"], "1 studies that are not evaluated, such as 'x'"),
+        (
+            ["--ensemble", "E", "--data", "DATA", "--findings", "wrong.csv"],
+            "finding 'fracture' has 'yes' for study 'hand/",
+        ),
+        (
+            ["--ensemble", "E", "--data", "DATA", "--findings", "other.csv"],
+            "1 studies that are not evaluated, such as 'x'",
+        ),
         (["--simulate-readers"], "needs --out"),
     ],
 )
