@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from mura_ray import cli, store
 from mura_ray.dicom import Radiograph, is_dicom, read_radiograph
 from mura_ray.domain import STUDY_TYPES, StudyPrediction
-from mura_ray.model.ensemble import Ensemble
+from mura_ray.model.ensemble import Ensemble, EnsembleDescription
 from mura_ray.render.overlay import encode_png, overlay
 
 EPILOG = """example:
@@ -31,7 +31,7 @@ Every folder that directly holds DICOM, PNG or JPEG files is one study, and they
 folder of its own. DICOM files of several studies in one folder are told apart by StudyInstanceUID. A study's type is
 read from a part of its path like XR_WRIST, else from BodyPartExamined. Hidden files and other files are skipped.
 
-  predictions/studies.csv             a row per study: probability, decision, each member's probability
+  predictions/studies.csv             a row per study: probability (and calibrated), decision, each member's probability
   predictions/views.csv               a row per view
   predictions/overlays/STUDY/VIEW.png the class activation map over each view, in the view's own pixels
   predictions/damaged.csv             with --allow-damaged: the views left out, and why
@@ -221,18 +221,22 @@ def _predict_studies(
                 (out / path).write_bytes(encode_png(overlay(gray, view.cam)))
             said = {study_type for view in views if (study_type := headers[view].study_type)}
             study_type = study_type_of(PurePosixPath(source, study)) or (said.pop() if len(said) == 1 else "")
-            study_rows.append(_study_row(study, study_type, prediction))
+            study_rows.append(_study_row(study, study_type, prediction, ensemble.description))
             view_rows += _view_rows(study, views, paths, prediction)
     _write_table(out / "studies.csv", study_rows)
     _write_table(out / "views.csv", view_rows)
 
 
-def _study_row(study: PurePosixPath, study_type: str, prediction: StudyPrediction) -> dict[str, Any]:
+def _study_row(
+    study: PurePosixPath, study_type: str, prediction: StudyPrediction, ensemble: EnsembleDescription
+) -> dict[str, Any]:
+    calibrated = ensemble.calibrated_probability(prediction.probability, study_type or None)
     return {
         "study": study.as_posix(),
         "study_type": study_type,
         "num_views": len(prediction.views),
         "probability": prediction.probability,
+        **({} if calibrated is None else {"calibrated_probability": calibrated}),
         "abnormal": int(prediction.abnormal),
         "threshold": prediction.threshold,
         **{f"member_{place}": member.probability for place, member in enumerate(prediction.members)},

@@ -7,7 +7,7 @@ a scaling is fitted for each type.
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from sklearn.linear_model import LogisticRegression
+from scipy.special import expit
 
 from mura_ray.domain import ABNORMAL, NORMAL, STUDY_TYPES
 from mura_ray.platt import Calibration, Scaling, clipped_logit
@@ -17,7 +17,10 @@ from mura_ray.stats.estimates import rate
 MIN_STUDIES = 20
 """Of each label, from which on two parameters are fitted to them: with fewer they follow single studies."""
 
-_TOLERANCE = 1e-12  # of the gradient of the mean log loss
+_TOLERANCE = 1e-10  # relative, of a step
+_ROUND_OFF = 1e-14  # of the mean log loss
+_MAX_CONDITION = 1e12
+_MAX_STEPS = 200
 
 
 def fit_calibration(labels: ArrayLike, probabilities: ArrayLike, study_types: ArrayLike) -> Calibration:
@@ -58,19 +61,45 @@ def _fit(labels: np.ndarray, logits: np.ndarray) -> Scaling | str:
             f"{len(normal)} are normal and {len(abnormal)} abnormal, and it takes {MIN_STUDIES} of each; use a larger "
             "split"
         )
-    if normal.max() <= abnormal.min() or abnormal.max() <= normal.min():
+    is_separated = normal.max() <= abnormal.min() or abnormal.max() <= normal.min()
+    line = None if is_separated else _most_likely(labels, logits)
+    if line is None:
         return (
             "the probabilities separate normal from abnormal completely, so that no slope is the most likely one; use "
             "studies that the ensemble gets wrong too, as other data has them"
         )
-    centre, spread = logits.mean(), logits.std()  # for the solver's numbers only: without a penalty they cancel
-    model = LogisticRegression(C=np.inf, solver="newton-cholesky", tol=_TOLERANCE, max_iter=1000)
-    model.fit(((logits - centre) / spread)[:, None], labels)
-    slope = float(np.ravel(model.coef_)[0] / spread)
+    slope, intercept = line
     if not slope > 0:
         return f"the fitted slope is {slope:.3g}, for abnormal studies have no higher probabilities than normal ones"
-    intercept = float(np.ravel(model.intercept_)[0] - slope * centre)
     return Scaling(slope=slope, intercept=intercept, num_normal=len(normal), num_abnormal=len(abnormal))
+
+
+def _most_likely(labels: np.ndarray, logits: np.ndarray) -> tuple[float, float] | None:
+    """Slope and intercept of the highest likelihood, by Newton's method with halved steps; None if it does not end.
+
+    (scikit-learn's `LogisticRegression` goes over to an inexact solver where few studies lie on the wrong side.)
+    """
+    centre, spread = logits.mean(), logits.std()
+    design = np.column_stack([np.ones(len(logits)), (logits - centre) / spread])
+
+    def log_loss(line: np.ndarray) -> float:
+        return float(np.mean(np.logaddexp(0, design @ line) - labels * (design @ line)))
+
+    line = np.zeros(2)
+    for _ in range(_MAX_STEPS):
+        predicted = expit(design @ line)
+        gradient = design.T @ (predicted - labels)
+        hessian = (design * (predicted * (1 - predicted))[:, None]).T @ design
+        if np.linalg.cond(hessian) > _MAX_CONDITION:
+            return None
+        step = np.linalg.solve(hessian, gradient)
+        if np.abs(step).max() <= _TOLERANCE * (1 + np.abs(line).max()):
+            slope = line[1] / spread
+            return float(slope), float(line[0] - slope * centre)
+        while log_loss(line - step) > log_loss(line) + _ROUND_OFF:
+            step /= 2
+        line = line - step
+    return None
 
 
 def reliability(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> pd.DataFrame:

@@ -29,12 +29,18 @@ const logits = (value) => value.toFixed(1).replace(/^-0\.0$/, "0.0").replace("-"
 
 const range = (values, write) => `${write(Math.min(...values))} to ${write(Math.max(...values))}`;
 
+/** Nothing where the ensemble is not calibrated. */
+function calibrated(probability) {
+  if (probability === null) return [];
+  return [element("p", { class: "calibrated" }, "Calibrated ", datum(probability), ` (${percent(probability)})`)];
+}
+
 function decision(answer) {
   const verdict = element("p", { class: answer.abnormal ? "verdict abnormal" : "verdict" }, answer.abnormal ? "Abnormal" : "Normal");
   const headline = element("p", { class: "headline" }, datum(answer.probability), element("span", {}, percent(answer.probability)));
   const members = answer.members.map((member) => member.probability);
   const relation = `${answer.abnormal ? "Above" : "Not above"} the threshold of ${decimals(answer.threshold)}. Mean over the views; members from ${range(members, decimals)}.`;
-  const made = [verdict, headline, measure(answer.probability, answer.threshold, members), element("p", { class: "hint" }, relation)];
+  const made = [verdict, headline, ...calibrated(answer.calibrated_probability), measure(answer.probability, answer.threshold, members), element("p", { class: "hint" }, relation)];
   if (answer.warnings.length > 0) {
     made.push(element("ul", { class: "problem", "aria-label": "Warnings" }, ...answer.warnings.map((text) => element("li", {}, text))));
   }

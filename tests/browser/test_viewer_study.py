@@ -1,6 +1,7 @@
 """A study open in the viewer: its numbers, its pictures, their window and their map."""
 
 import base64
+from copy import copy
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from mura_ray.images import read_gray
 from mura_ray.render.overlay import encode_png, overlay
 from tests.browser.chromium import settle, wait_for_pictures
 from tests.browser.visit import answer_of, needs_chromium, numbers_in
+from tests.unit.api_client import CALIBRATION
 
 pytestmark = needs_chromium
 
@@ -28,6 +30,25 @@ def test_an_open_study_shows_every_number_of_the_answer(visit, url, studies):
     assert answer["ensemble"]["id"] in text
     above = numbers_in(visit.page.locator(".view .probability"))
     assert [number for _, number in above] == pytest.approx([view["probability"] for view in answer["views"]], abs=1e-6)
+
+
+def test_a_calibrated_probability_is_shown_beside_the_probability(visit, api, ensemble, url, studies):
+    calibrated = copy(ensemble)
+    calibrated.description = ensemble.description.model_copy(update={"calibration": CALIBRATION})
+    api.state.answers.release(calibrated)
+    try:
+        visit.drop(studies / "shoulder")
+        answer = answer_of(url, (studies / "shoulder").iterdir())
+    finally:
+        api.state.answers.release(ensemble)
+    number = answer["calibrated_probability"]
+    assert abs(number - answer["probability"]) > 1e-3
+    assert numbers_in(visit.page.locator(".calibrated data")) == [(f"{number:.4f}", pytest.approx(number, abs=1e-6))]
+    expect(visit.page.locator("#numbers li")).to_contain_text("the study type is not known")
+    visit.page.locator("#clear").click()
+    visit.drop(studies / "shoulder")
+    expect(visit.page.locator("#numbers .headline")).to_be_visible()
+    expect(visit.page.locator(".calibrated")).to_have_count(0)
 
 
 def test_the_map_goes_and_comes_back_without_asking_the_server(visit, studies):

@@ -7,10 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from scipy.special import expit, logit
 
 from mura_ray import predict
 from mura_ray.images import read_gray
-from mura_ray.model.ensemble import Ensemble
+from mura_ray.model.ensemble import Ensemble, calibrate_ensemble
+from mura_ray.platt import Calibration, FittedOn, Scaling
 from mura_ray.render.overlay import overlay
 from tests.unit.dicom_files import STUDY_UID, dicom, phantom
 from tests.unit.tiny_ensemble import write_tiny_ensemble
@@ -91,6 +93,20 @@ def test_says_what_the_ensemble_says(ensemble: str, source: Path, tmp_path: Path
     for path, gray, view in zip(views["overlay"], grays, expected.views, strict=True):
         with Image.open(tmp_path / "out" / path) as image:
             assert np.array_equal(np.asarray(image), overlay(gray, view.cam))
+
+
+def test_a_calibrated_ensemble_says_its_calibrated_probability_too(ensemble: str, source: Path, tmp_path: Path):
+    scaling = Scaling(slope=2, intercept=0, num_normal=20, num_abnormal=20)
+    calibration = Calibration(pooled=scaling, by_type={"hand": scaling.model_copy(update={"intercept": -3.0})})
+    fitted_on = FittedOn(data_id="0", split="valid", num_studies=40)
+    calibrate_ensemble(ensemble, str(tmp_path / "calibrated"), calibration, fitted_on)
+    for uri, out in ((ensemble, "plain"), (str(tmp_path / "calibrated"), "out")):
+        assert run(uri, source, tmp_path / out, "--no-overlays") == 0
+    plain, found = (pd.read_csv(tmp_path / out / "studies.csv") for out in ("plain", "out"))
+    pd.testing.assert_frame_equal(found.drop(columns="calibrated_probability"), plain)
+    assert found["study"].str.startswith("XR_HAND").tolist() == [True, False]
+    expected = expit(2 * logit(found["probability"]) - [3, 0])
+    assert found["calibrated_probability"].tolist() == pytest.approx(expected.tolist())
 
 
 def test_tables_only(ensemble: str, source: Path, tmp_path: Path):
