@@ -9,8 +9,9 @@ import pandas as pd
 
 from mura_ray import store
 from mura_ray.domain import ABNORMAL, NORMAL
+from mura_ray.stats.estimates import DRAWS, MIN_COUNT, Estimate
 from mura_ray.stats.localisation import PointingGame
-from mura_ray.stats.metrics import DRAWS, MIN_COUNT, Estimate, Metrics
+from mura_ray.stats.metrics import Metrics
 
 OVERALL = "overall"
 ESTIMATES = ("auroc", "sensitivity", "specificity", "kappa")

@@ -1,10 +1,12 @@
-"""Agreement of two raters on normal / abnormal: Cohen's kappa and its standard error."""
+"""Agreement of two raters on normal / abnormal: Cohen's kappa and its intervals."""
 
 import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+from mura_ray.stats.estimates import Estimate, has_both_labels
 
 Z_95 = 1.96
 """Standard errors to each side of a 95 % interval, as McHugh (2012) rounds it."""
@@ -32,7 +34,7 @@ class Agreement:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of kappa, cut to -1 and 1.
+        """95 % interval of kappa, cut to -1 and 1; it takes the studies as independent.
 
         The paper's Table 2 has narrower ones: it adds the variance where the standard error belongs.
         """
@@ -64,6 +66,34 @@ def agreement(a: ArrayLike, b: ArrayLike) -> Agreement:
 def cohen_kappa(a: ArrayLike, b: ArrayLike) -> float:
     """Cohen's kappa of two raters' labels (paper, section 4); arguments and errors as in `agreement`."""
     return agreement(a, b).kappa
+
+
+def kappa_mchugh(labels: np.ndarray, called: np.ndarray) -> Estimate:
+    """Kappa of labels and decisions, int64 [n] each, with McHugh's interval, which takes the studies as independent.
+
+    All right or all wrong have none: it would have no width, and claim certainty.
+    """
+    if not has_both_labels(labels):
+        return Estimate()
+    result = agreement(labels, called)
+    return Estimate(result.kappa) if result.standard_error == 0 else Estimate(result.kappa, *result.interval)
+
+
+def weighted_kappa(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Cohen's kappa of each draw.
+
+    Args:
+        a: labels of the first rater, 0 or 1, [n].
+        b: labels of the second rater, [n].
+        weights: how often each study is in a draw, float64 [draws, n].
+
+    Returns:
+        float64 [draws]; NaN where both raters give all studies of a draw the same label.
+    """
+    num, positive_a, positive_b, agreed = (weights @ np.stack([np.ones(len(a)), a, b, a == b], axis=1)).T
+    by_chance = positive_a * positive_b + (num - positive_a) * (num - positive_b)
+    beyond = num**2 - by_chance
+    return np.divide(agreed * num - by_chance, beyond, out=np.full(len(num), np.nan), where=beyond > 0)
 
 
 def binary_labels(labels: ArrayLike) -> np.ndarray:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mura_ray.stats.metrics import MIN_COUNT, Estimate, resamples
+from mura_ray.stats.estimates import MIN_COUNT, Estimate, resamples
 
 
 @dataclass(frozen=True, slots=True, eq=False)

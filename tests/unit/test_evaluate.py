@@ -27,7 +27,7 @@ from mura_ray.evaluate import evaluate_ensemble
 from mura_ray.model.densenet import AbnormalityNet
 from mura_ray.model.ensemble import Ensemble, EnsembleDescription, MemberDescription
 from mura_ray.render.report import EvaluationResult, evaluation_text, write_evaluation
-from mura_ray.stats.metrics import Estimate
+from mura_ray.stats.estimates import Estimate
 
 SIZE = 32
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from mura_ray.stats.estimates import Estimate
 from mura_ray.stats.localisation import BoxedView, hit_matrix, pointing_game, rate_and_baseline
-from mura_ray.stats.metrics import Estimate
 
 
 def peak(row: int, column: int, shape: tuple[int, int] = (4, 4)) -> np.ndarray:

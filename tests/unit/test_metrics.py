@@ -1,8 +1,14 @@
+from dataclasses import fields
+
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import brier_score_loss
+from statsmodels.stats.proportion import proportion_confint
 
-from mura_ray.stats.metrics import Estimate, auroc, perfect_auroc_bound, rate, resamples, study_metrics, weighted_auroc
+from mura_ray.stats.agreement import kappa_mchugh
+from mura_ray.stats.estimates import Estimate
+from mura_ray.stats.metrics import Metrics, study_metrics
+from mura_ray.stats.roc import auroc, auroc_delong, perfect_auroc_bound
 
 
 def test_hand_worked_table():
@@ -17,95 +23,96 @@ def test_hand_worked_table():
     assert result.auroc.value == pytest.approx(23.5 / 30)
     # Observed 8/11; by chance (6 * 5 + 5 * 6) / 121.
     assert result.kappa.value == pytest.approx((8 / 11 - 60 / 121) / (1 - 60 / 121))
+    assert result.kappa_clustered.value == pytest.approx(result.kappa.value)
+    assert result.auroc_delong.value == pytest.approx(result.auroc.value)
+    assert result.ppv.value == pytest.approx(4 / 5)
+    assert result.npv.value == pytest.approx(4 / 6)
 
 
-@pytest.mark.parametrize(
-    ("hits", "num", "low", "high"),
-    [(10, 10, 0.7225, 1.0), (0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (81, 263, 0.2553, 0.3662)],
-)
-def test_rate_has_wilsons_interval(hits: int, num: int, low: float, high: float):
-    # 81 of 263: Newcombe (1998), table I. The others follow from (p + z^2/2n +- z sqrt(..)) / (1 + z^2/n) by hand.
-    estimate = rate(hits, num)
-    assert (estimate.low, estimate.high) == pytest.approx((low, high), abs=1e-4)
-    assert estimate.value == hits / num
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_weighted_auroc_with_ties_equals_scikit_learn(seed: int):
+def sample(num: int = 150, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels, probabilities and patients, who have three studies each."""
     generator = np.random.default_rng(seed)
-    labels = generator.integers(0, 2, 60)
-    scores = generator.integers(0, 8, 60) / 8
-    weights = generator.integers(0, 4, (3, 60))
-    expected = [roc_auc_score(np.repeat(labels, row), np.repeat(scores, row)) for row in weights]
-    np.testing.assert_allclose(weighted_auroc(labels, scores, weights), expected)
+    labels = generator.integers(0, 2, num)
+    return labels, np.clip(generator.normal(0.35 + 0.3 * labels, 0.2), 0, 1), np.arange(num) // 3
 
 
-def test_weighted_auroc_of_a_draw_with_one_label_is_nan():
-    weights = np.array([[1, 1, 0], [0, 0, 2]])
-    result = weighted_auroc(np.array([1, 0, 0]), np.array([0.9, 0.1, 0.2]), weights)
-    assert result[0] == 1
-    assert np.isnan(result[1])
+def test_each_number_is_what_its_own_function_gives():
+    labels, probabilities, patients = sample()
+    result = study_metrics(labels, probabilities, patients, 0.45, seed=3)
+    called = probabilities > 0.45
+    assert result.auroc == auroc(labels, probabilities, patients, seed=3)
+    assert result.auroc_delong == auroc_delong(labels, probabilities)
+    assert result.kappa == kappa_mchugh(labels, called.astype(int))
+    assert result.brier.value == pytest.approx(brier_score_loss(labels, probabilities), abs=1e-12)
+    for estimate, right, num in (
+        (result.ppv, labels[called].sum(), called.sum()),
+        (result.npv, (1 - labels)[~called].sum(), (~called).sum()),
+    ):
+        assert estimate.value == right / num
+        expected = proportion_confint(right, num, method="wilson")
+        assert (estimate.low, estimate.high) == pytest.approx(expected, abs=1e-9)
 
 
-def test_resamples_keep_patients_whole():
-    patients = np.array(["b", "a", "b", "c", "a", "b"])
-    chunks = list(resamples(patients, draws=450))
-    weights = np.concatenate(chunks)
-    assert weights.shape == (450, 6)
-    for patient in "abc":
-        of_one = weights[:, patients == patient]
-        assert (of_one == of_one[:, :1]).all()
-    assert (weights[:, [1, 0, 3]].sum(axis=1) == 3).all()  # one study of each: as many patients as there are
-    assert len(np.unique(weights[:, 0])) > 2
-    np.testing.assert_array_equal(weights, np.concatenate(list(resamples(patients, draws=450))))
-
-
-def test_studies_of_one_patient_do_not_narrow_the_interval():
-    generator = np.random.default_rng(0)
-    labels = np.tile([0, 1], 20)
-    scores = generator.normal(labels, 1.5)
-    alone = auroc(labels, scores, np.arange(40))
-    copies = auroc(np.repeat(labels, 10), np.repeat(scores, 10), np.repeat(np.arange(40), 10))
-    assert copies == alone  # ten equal studies of a patient tell no more than one
-    as_if_independent = auroc(np.repeat(labels, 10), np.repeat(scores, 10), np.arange(400))
-    assert width(as_if_independent) < 0.5 * width(alone)
-
-
-def width(estimate: Estimate) -> float:
-    assert estimate.low is not None
-    assert estimate.high is not None
-    return estimate.high - estimate.low
-
-
-def test_the_bootstrap_interval_has_the_width_of_theory():
-    # Hanley and McNeil (1982): the standard error of the AUROC of two normal distributions, 100 studies each.
-    generator = np.random.default_rng(1)
-    labels = np.repeat([0, 1], 100)
-    estimate = auroc(labels, generator.normal(labels), np.arange(200))
-    assert estimate.value is not None
-    area = estimate.value
-    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
-    error = np.sqrt((area * (1 - area) + 99 * (q1 - area**2) + 99 * (q2 - area**2)) / 100**2)
-    assert width(estimate) == pytest.approx(2 * 1.96 * error, rel=0.15)
-
-
-def test_covers_the_truth_about_as_often_as_it_says():
-    # AUROC of N(1, 1) against N(0, 1) is Phi(1 / sqrt 2) = 0.7602.
-    generator = np.random.default_rng(2)
-    labels = np.repeat([0, 1], 40)
-    covered = 0
-    for _ in range(60):
-        estimate = auroc(labels, generator.normal(labels), np.arange(80))
+def test_every_number_has_an_interval_around_it():
+    estimates = [one for one in study_metrics_of(sample()).values() if isinstance(one, Estimate)]
+    assert len(estimates) == len(fields(Metrics)) - 2
+    for estimate in estimates:
+        assert estimate.value is not None
         assert estimate.low is not None
         assert estimate.high is not None
-        covered += estimate.low < 0.7602 < estimate.high
-    assert covered >= 50
+        assert estimate.low <= estimate.value <= estimate.high
+
+
+def study_metrics_of(data: tuple[np.ndarray, np.ndarray, np.ndarray], **settings: int) -> dict[str, object]:
+    result = study_metrics(*data, threshold=0.5, **settings)
+    return {field.name: getattr(result, field.name) for field in fields(result)}
+
+
+def test_copies_of_studies_narrow_only_the_intervals_that_take_them_as_independent():
+    labels, probabilities, _ = sample(60)
+    alone = study_metrics_of((labels, probabilities, np.arange(60)))
+    copies = study_metrics_of((np.repeat(labels, 9), np.repeat(probabilities, 9), np.repeat(np.arange(60), 9)))
+    for name in ("auroc", "kappa_clustered", "brier", "ece"):
+        assert bounds(copies[name]) == pytest.approx(bounds(alone[name])), name
+    for name in ("auroc_delong", "kappa", "sensitivity", "specificity", "ppv", "npv"):
+        assert width(copies[name]) == pytest.approx(width(alone[name]) / 3, rel=0.15), name
+
+
+def bounds(estimate: object) -> tuple[float, float]:
+    assert isinstance(estimate, Estimate)
+    assert estimate.low is not None
+    assert estimate.high is not None
+    return estimate.low, estimate.high
+
+
+def width(estimate: object) -> float:
+    low, high = bounds(estimate)
+    return high - low
+
+
+def test_draws_and_seed_change_only_the_bootstrap():
+    data = sample()
+    first, same, other = (study_metrics_of(data, seed=seed, draws=300) for seed in (1, 1, 2))
+    assert first == same
+    changed = {name for name in first if first[name] != other[name]}
+    assert changed == {"auroc", "kappa_clustered", "brier", "ece"}
+
+
+def test_few_patients_leave_the_clustered_intervals_out():
+    labels, probabilities, _ = sample(40)
+    result = study_metrics(labels, probabilities, np.arange(40) % 4, threshold=0.5)
+    for estimate in (result.auroc, result.kappa_clustered, result.brier, result.ece):
+        assert estimate.value is not None
+        assert estimate == Estimate(estimate.value)
+    assert result.auroc_delong.low is not None
 
 
 def test_a_single_label_leaves_what_needs_both_not_estimable():
     result = study_metrics([1] * 8, np.linspace(0.2, 0.9, 8), range(8), threshold=0.5)
     assert result.sensitivity.value == 0.5
     assert result.auroc == result.kappa == result.specificity == Estimate()
+    assert result.auroc_delong == result.kappa_clustered == result.brier == result.ece == Estimate()
+    assert result.ppv == result.npv == Estimate()
 
 
 @pytest.mark.parametrize("num_abnormal", [0, 1, 4])
@@ -114,6 +121,8 @@ def test_a_tiny_stratum_is_not_estimable(num_abnormal: int):
     result = study_metrics(labels, np.full(len(labels), 0.4), range(len(labels)), threshold=0.5)
     assert (result.num_studies, result.num_abnormal) == (num_abnormal + 4, num_abnormal)
     assert result.auroc == result.kappa == result.specificity == result.sensitivity == Estimate()
+    assert result.auroc_delong == result.kappa_clustered == result.brier == result.ece == Estimate()
+    assert result.ppv == result.npv == Estimate()
 
 
 def test_no_studies():
@@ -121,17 +130,10 @@ def test_no_studies():
     assert (result.num_studies, result.auroc) == (0, Estimate())
 
 
-def test_few_patients_have_no_interval():
-    labels = np.tile([0, 1], 10)
-    scores = np.linspace(0, 1, 20)
-    assert auroc(labels, scores, np.repeat(np.arange(4), 5)) == Estimate(0.55)
-    assert auroc(labels, scores, np.repeat(np.arange(10), 2)).low is not None
-
-
 def test_perfection_claims_no_certainty():
     labels = [0] * 6 + [1] * 6
     result = study_metrics(labels, labels, range(12), threshold=0.5)
-    assert result.kappa == Estimate(1.0)
+    assert result.kappa == result.kappa_clustered == result.auroc_delong == Estimate(1.0)
     assert result.auroc.value == result.auroc.high == 1
     bound = result.auroc.low
     assert bound is not None
