@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mura_ray.stats.estimates import MIN_COUNT, Estimate, percentile_interval, resamples
 from mura_ray.stats.localisation import BoxedView, check_view, hit_matrix, rate_and_baseline
-from mura_ray.stats.metrics import MIN_COUNT, Estimate, resamples
 from mura_ray.stats.overlap import candidate_thresholds, coverage, energy_in_boxes, hot_iou, own_iou, upscaled
 
 MEASURES = {
@@ -219,9 +219,5 @@ def _mean(values: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
 
 
 def _estimate(draws: np.ndarray) -> Estimate:
-    """The number, which is first, with the interval of the draws after it; without one where these are all equal."""
-    value = float(draws[0])
-    if len(draws) == 1:
-        return Estimate(value)
-    low, high = np.nanpercentile(draws[1:], [2.5, 97.5]).tolist()
-    return Estimate(value, low, high) if low < high else Estimate(value)
+    """The number, which is first, with the interval of the draws after it."""
+    return percentile_interval(float(draws[0]), draws[1:])

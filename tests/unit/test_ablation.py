@@ -5,7 +5,7 @@ from scipy.special import expit
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 
 from mura_ray.stats.ablation import AVERAGE_MEMBER, MAXIMUM, MEMBER, RECIPE, Ablation, ablations
-from mura_ray.stats.metrics import Estimate
+from mura_ray.stats.estimates import Estimate
 
 TRIALS = ("a", "b", "c", "d", "e")
 

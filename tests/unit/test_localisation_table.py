@@ -3,9 +3,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from mura_ray.stats.estimates import Estimate
 from mura_ray.stats.localisation import BoxedView, pointing_game
 from mura_ray.stats.localisation_table import MEASURES, SIZES, Localisation, centre_map, localisation
-from mura_ray.stats.metrics import Estimate
 from mura_ray.stats.overlap import GRID, candidate_thresholds, coverage, energy_in_boxes, own_iou, upscaled
 
 
