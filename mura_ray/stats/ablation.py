@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.special import expit
 
 from mura_ray.stats.agreement import weighted_kappa
-from mura_ray.stats.estimates import MIN_COUNT, Estimate, resamples
+from mura_ray.stats.estimates import Estimate, Statistic, bootstrap, has_both_labels, has_patients, percentile_interval
 from mura_ray.stats.roc import weighted_auroc
 
 RECIPE = "ensemble, mean of views"
@@ -52,8 +52,8 @@ def ablations(
     """Compares the recipe with less than it.
 
     The 95 % intervals are percentile intervals of one bootstrap that draws whole patients, so that differences are
-    paired; none where all draws are equal. Fewer than `MIN_COUNT` normal or abnormal studies: nothing is estimable; as
-    few patients with either: no interval.
+    paired; none where all draws are equal. Fewer than `estimates.MIN_COUNT` normal or abnormal studies: nothing is
+    estimable; as few patients with either: no interval.
 
     Args:
         views: a row per view: study_type, patient_id, study_id, label.
@@ -67,15 +67,17 @@ def ablations(
     labels, patients = studies["label"].to_numpy(), studies["patient_id"].to_numpy()
     num_abnormal = int(labels.sum())
     names = [RECIPE, *(MEMBER.format(trial) for trial in trials), AVERAGE_MEMBER, MAXIMUM]
-    if np.bincount(labels, minlength=2).min() < MIN_COUNT:
+    if not has_both_labels(labels):
         return [Ablation(name, len(labels), num_abnormal, *[Estimate()] * 4) for name in names]
-    draws = [np.ones((1, len(labels)))]
-    if min(len(np.unique(patients[labels == label])) for label in (0, 1)) >= MIN_COUNT:
-        draws += resamples(patients, seed=seed)
-    found = {name: _levels(labels, score, threshold, draws) for name, score in scores.items()}
+    statistics = {name: _statistic(labels, score, threshold) for name, score in scores.items()}
+    once = np.ones((1, len(labels)))
+    found = {name: statistic(once) for name, statistic in statistics.items()}
+    if has_patients(labels, patients):
+        drawn = bootstrap(statistics, patients, seed=seed)
+        found = {name: np.concatenate([value, drawn[name]]) for name, value in found.items()}
     found[AVERAGE_MEMBER] = np.mean([found[MEMBER.format(trial)] for trial in trials], axis=0)
     return [
-        Ablation(name, len(labels), num_abnormal, *map(_estimate, [*found[name], *(found[RECIPE] - found[name])]))
+        Ablation(name, len(labels), num_abnormal, *map(_estimate, [*found[name].T, *(found[RECIPE] - found[name]).T]))
         for name in names
     ]
 
@@ -94,19 +96,14 @@ def _study_scores(
     return means[[*keys, "label"]], scores | {MAXIMUM: groups[RECIPE].max().to_numpy()}
 
 
-def _levels(labels: np.ndarray, scores: np.ndarray, threshold: float, draws: Sequence[np.ndarray]) -> np.ndarray:
-    """AUROC and kappa of each draw, float64 [2, draws]."""
+def _statistic(labels: np.ndarray, scores: np.ndarray, threshold: float) -> Statistic:
+    """AUROC and kappa of each draw, float64 [draws, 2]."""
     called = (scores > threshold).astype(np.int64)
-    return np.concatenate(
-        [[weighted_auroc(labels, scores, weights), weighted_kappa(labels, called, weights)] for weights in draws],
-        axis=1,
+    return lambda weights: np.stack(
+        [weighted_auroc(labels, scores, weights), weighted_kappa(labels, called, weights)], axis=1
     )
 
 
 def _estimate(draws: np.ndarray) -> Estimate:
-    """The number, which is first, with the interval of the draws after it; without one where these are all equal."""
-    value = float(draws[0])
-    if len(draws) == 1:
-        return Estimate(value)
-    low, high = np.nanpercentile(draws[1:], [2.5, 97.5]).tolist()
-    return Estimate(value, low, high) if low < high else Estimate(value)
+    """The number, which is first, with the interval of the draws after it."""
+    return percentile_interval(float(draws[0]), draws[1:])

@@ -3,9 +3,10 @@ from typing import Any
 
 import pytest
 import yaml
+from ray.tune.experiment import Experiment
 
-from mura_ray.config import nested
-from mura_ray.distributed.space import Space, param_space, read_space, trial_config
+from mura_ray.config import Augmentation, nested
+from mura_ray.distributed.space import Space, param_space, read_space, searcher, trial_config
 
 SPACES = Path(__file__).resolve().parents[2] / "tune_spaces"
 
@@ -26,6 +27,38 @@ def test_the_project_s_own_space_files_are_valid(path: Path) -> None:
     space = read_space(str(path))
     assert space.ensemble_size == 5
     assert "learning_rate" in space.search
+
+
+@pytest.mark.parametrize(
+    ("arm", "changed"),
+    [
+        ("plain-loss", {"weighted_loss": False}),
+        ("no-augmentation", {"augmentation": {"inversion_probability": 0, "rotation_deg": 0}}),
+    ],
+)
+def test_an_arm_of_the_ablation_differs_from_the_reference_in_one_setting(arm: str, changed: dict[str, Any]) -> None:
+    reference = read_space(str(SPACES / "ablation-reference.yaml"))
+    assert reference.num_trials == reference.ensemble_size == 5
+    config = trial_config(reference, {})
+    assert (config.weighted_loss, config.augmentation) == (True, Augmentation())
+    assert read_space(str(SPACES / f"ablation-{arm}.yaml")) == reference.model_copy(
+        update={"fixed": {**reference.fixed, **changed}}
+    )
+
+
+def test_spaces_that_search_the_same_draw_the_same_learning_rates_and_seeds(tmp_path: Path) -> None:
+    def drawn(name: str) -> list[dict[str, Any]]:
+        space = read_space(str(SPACES / name))
+        search = searcher(space, 5)
+        search.add_configurations(
+            Experiment("arm", lambda config: None, config=param_space(space), num_samples=5, storage_path=str(tmp_path))
+        )
+        trials = [search.next_trial() for _ in range(5)]
+        return [{key: trial.config[key] for key in ("learning_rate", "seed")} for trial in trials]
+
+    reference = drawn("ablation-reference.yaml")
+    assert len({trial["learning_rate"] for trial in reference}) == 5
+    assert drawn("ablation-plain-loss.yaml") == drawn("ablation-no-augmentation.yaml") == reference
 
 
 def test_bounds_that_yaml_reads_as_text_become_numbers(tmp_path: Path) -> None:
