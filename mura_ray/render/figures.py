@@ -87,7 +87,8 @@ def roc_figure(curves: Sequence[Curve], points: Sequence[OperatingPoint]) -> Fig
             else:
                 axes.plot(*place, marker="o", ls="", color=_MODEL, ms=6, label=point.name)
         axes.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-        axes.legend(loc="lower right")
+        if curves or points:
+            axes.legend(loc="lower right")
         return figure
 
 

@@ -63,12 +63,12 @@ def test_the_report_lies_beside_the_ensemble_and_says_what_was_typed(
     page = (out / "report.html").read_text()
     assert f"python -m mura_ray.evaluate --ensemble {folder}/ensemble.json --data {data}" in page
     assert "Not a medical device" in page
-    for chapter in ("Results", "Calibration", "Localisation", "Radiographs and their maps", "Reporting checklist"):
+    for chapter in ("Results", "Localisation", "Radiographs and their maps", "Reporting checklist"):
         assert f"<h2>{chapter}</h2>" in page
     assert (out / "report.pdf").read_bytes().startswith(b"%PDF")
     assert "# Model card: ensemble eeee" in (out / "model-card.md").read_text()
     figures = {path.name for path in (out / "figures").iterdir()}
-    assert {"roc.svg", "roc.png", "gallery.svg", "reliability.svg", "auroc_by_type.png"} <= figures
+    assert {"roc.svg", "roc.png", "gallery.svg", "auroc_by_type.png"} <= figures
     tables = {path.name for path in (out / "tables").iterdir()}
     assert {"metrics.csv", "metrics.tex", "localisation.csv", "subgroups.csv", "worst_errors.csv"} <= tables
 
@@ -100,7 +100,7 @@ def test_readers_findings_and_operating_points_are_in_the_report(
     assert len(tables["panels"]) == 4
     assert tables["findings"]["abnormal studies"].tolist() == [6, 0]
     assert tables["operating_points"]["chosen on"].tolist() == ["fixed beforehand", "valid", "valid"]
-    assert tables["operating_points"].loc[2, "sensitivity"] >= 0.9
+    assert tables["operating_points"]["sensitivity"].tolist()[2] >= 0.9
     assert "majority of anna, ben, carla" in (tmp_path / "out/report.html").read_text()
     assert "dora" in capsys.readouterr().out
 

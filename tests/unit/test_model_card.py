@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from mura_ray.config import Augmentation, TrialConfig
-from mura_ray.render.report import OVERALL, EvaluationResult, write_evaluation
+from mura_ray.render.report import OVERALL, EvaluationResult, write_numbers
 from mura_ray.stats.estimates import Estimate
 from mura_ray.stats.metrics import Metrics
 from serve.api import build_api
@@ -20,7 +20,11 @@ NOTE = "optimistic numbers: epochs and members are chosen on the split 'valid'"
 
 def evaluate(home, split="test", ensemble_id=DESCRIPTION.id):
     """Leaves what an evaluation leaves beside `home/ensemble`."""
-    metrics = Metrics(10, 5, Estimate(0.9, 0.8, 1.0), Estimate(0.8, 0.4, 0.9), Estimate(0.6, 0.3, 0.8), Estimate())
+    metrics = Metrics(
+        num_studies=10, num_abnormal=5, auroc=Estimate(0.9, 0.8, 1.0), auroc_delong=Estimate(0.9, 0.7, 1.0),
+        sensitivity=Estimate(0.8, 0.4, 0.9), specificity=Estimate(0.6, 0.3, 0.8), ppv=Estimate(), npv=Estimate(),
+        kappa=Estimate(), kappa_clustered=Estimate(), brier=Estimate(), ece=Estimate(),
+    )  # fmt: skip
     result = EvaluationResult(
         ensemble_id=ensemble_id,
         data={"name": "mura", "id": "feedfeedfeedfeed", "split": split, "split_policy": "mura"},
@@ -33,7 +37,7 @@ def evaluate(home, split="test", ensemble_id=DESCRIPTION.id):
     )
     folder = home / f"evaluation-{split}-feedfeedfeedfeed-{ensemble_id}"
     folder.mkdir(parents=True)
-    write_evaluation(result, str(folder))
+    write_numbers(result, str(folder))
     return folder
 
 
