@@ -13,13 +13,16 @@ from mura_ray.evaluation.inputs import evaluated, read_answers
 from mura_ray.render.document import Picture
 from mura_ray.render.figures import Curve, OperatingPoint, roc_figure
 from mura_ray.render.report import OVERALL, EvaluationResult
-from mura_ray.render.tables import Table, cell_text
+from mura_ray.render.tables import NOT_ESTIMABLE, Table, cell_text
+from mura_ray.stats.estimates import Estimate
 from mura_ray.stats.findings import sensitivity_by_finding
 from mura_ray.stats.readers import (
+    MODEL,
     AllPanels,
     Rater,
     ReaderData,
     ReaderStudy,
+    Spread,
     all_panels,
     draw_panel,
     reader_data,
@@ -27,7 +30,8 @@ from mura_ray.stats.readers import (
 )
 from mura_ray.stats.roc import roc_points
 
-_SPREAD = 1.05, 0.45
+OF_PANEL = "-"
+_NOISE = 1.05, 0.45
 """Of the simulated readers' evidence: standard deviation of their own noise, and of the noise that they share."""
 
 
@@ -83,7 +87,7 @@ def reader_parts(data: ReaderData, question: ReaderQuestion, threshold: float) -
         Table("readers_by_type", "Cohen's kappa by study type", _kappa_frame(by_type), note),
     ]  # fmt: skip
     if question.every_panel:
-        tables.append(_panels_table(all_panels(data, threshold)))
+        tables.append(_panels_table(all_panels(data, threshold), list(data.readers)))
     return tables, _roc_picture(data, overall)
 
 
@@ -115,7 +119,7 @@ def simulated_readers(seed: int = 0) -> ReaderData:
     counts = (28, 30, 30, 30, 30, 30, 29)
     study_types = np.repeat(np.array(STUDY_TYPES), counts)
     disease = (generator.random(len(study_types)) < 0.45).astype(np.int64)
-    own, shared = _SPREAD
+    own, shared = _NOISE
     seen = 3 * disease - 1.5 + shared * generator.standard_normal(len(disease))
     evidence = seen[None] + own * generator.standard_normal((7, len(disease)))
     readers = {f"reader {place + 1}": (row > 0).astype(np.int64) for place, row in enumerate(evidence[:6])}
@@ -142,15 +146,33 @@ def _raters(study: ReaderStudy) -> list[Rater]:
     return [*study.readers.values(), study.model]
 
 
-def _panels_table(panels: AllPanels) -> Table:
+def _panels_table(panels: AllPanels, readers: Sequence[str]) -> Table:
     note = (
-        f"Of {panels.num_panels} panels the model is above the best compared reader in {panels.above_best}, above "
-        f"their mean in {panels.above_mean}; the interval of that difference lies above 0 in "
-        f"{panels.surely_above_mean} and below in {panels.surely_below_mean}. Kappa, median [least, greatest]: model "
-        f"{cell_text(panels.model)}, best reader {cell_text(panels.best_reader)}, mean reader "
-        f"{cell_text(panels.mean_reader)}."
+        f"{OF_PANEL}: of the panel. Of {panels.num_panels} panels the model is above the best compared reader in "
+        f"{panels.above_best}, above their mean in {panels.above_mean}; the interval of that difference lies above 0 "
+        f"in {panels.surely_above_mean} and below in {panels.surely_below_mean}. Kappa, median [least, greatest]: "
+        f"model {_spread(panels.model)}, best reader {_spread(panels.best_reader)}, mean reader "
+        f"{_spread(panels.mean_reader)}."
     )
-    return Table("panels", "Every choice of three readers as the gold standard", panels.table, note)
+    rows = []
+    for row in panels.table.to_dict(orient="records"):
+        panel = row["panel"].split(" + ")
+        numbers = (
+            None if pd.isna(row[f"difference{end}"]) else row[f"difference{end}"] for end in ("", "_low", "_high")
+        )
+        rows.append(
+            {"panel": row["panel"], "abnormal": row["num_abnormal"], MODEL: row[MODEL]}
+            | {name: OF_PANEL if name in panel else row[name] for name in readers}
+            | {"best reader": row["best_reader"], "mean reader": row["mean_reader"]}
+            | {"model less mean reader": Estimate(*(None if pd.isna(one) else one for one in numbers))}
+        )
+    return Table("panels", "Every choice of three readers as the gold standard: kappa", pd.DataFrame(rows), note)
+
+
+def _spread(spread: Spread | None) -> str:
+    if spread is None:
+        return NOT_ESTIMABLE
+    return f"{cell_text(spread.median)} [{cell_text(spread.least)}, {cell_text(spread.greatest)}]"
 
 
 def _roc_picture(data: ReaderData, study: ReaderStudy) -> Picture:
