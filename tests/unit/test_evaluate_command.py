@@ -9,6 +9,7 @@ import pytest
 
 from mura_ray import evaluate
 from mura_ray.data.manifest import Manifest, read_manifest
+from mura_ray.evaluation import writing
 from mura_ray.model.ensemble import Ensemble
 from tests.unit.painted import Painted, cohort, make_ensemble, write_data
 
@@ -51,6 +52,12 @@ def loads(data: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
+@pytest.fixture
+def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Laying out the PDF takes seconds; the first test does so."""
+    monkeypatch.setattr(writing, "document_pdf", lambda html: b"%PDF-")
+
+
 def test_the_report_lies_beside_the_ensemble_and_says_what_was_typed(
     data: str, tmp_path: Path, loads: list[str], capsys: pytest.CaptureFixture[str]
 ):
@@ -73,7 +80,7 @@ def test_the_report_lies_beside_the_ensemble_and_says_what_was_typed(
     assert {"metrics.csv", "metrics.tex", "localisation.csv", "subgroups.csv", "worst_errors.csv"} <= tables
 
 
-def test_the_same_command_gives_the_same_numbers(data: str, tmp_path: Path, loads: list[str]):
+def test_the_same_command_gives_the_same_numbers(data: str, tmp_path: Path, loads: list[str], no_pages: None):
     for out in ("a", "b"):
         assert evaluate.main(["--ensemble", "E", "--data", data, "--out", str(tmp_path / out)]) == 0
     for name in NUMBERS:
@@ -81,7 +88,7 @@ def test_the_same_command_gives_the_same_numbers(data: str, tmp_path: Path, load
 
 
 def test_readers_findings_and_operating_points_are_in_the_report(
-    data: str, tmp_path: Path, loads: list[str], capsys: pytest.CaptureFixture[str]
+    data: str, tmp_path: Path, loads: list[str], no_pages: None, capsys: pytest.CaptureFixture[str]
 ):
     keys = [f"{one.study_type}/{one.patient}/{one.study}" for one in cohort()]
     truth = [one.label for one in cohort()]
@@ -118,7 +125,7 @@ def test_two_ensembles_are_compared_and_one_is_ablated(
 
 
 def test_a_split_that_shares_patients_with_the_training_is_refused_or_labelled(
-    tmp_path: Path, loads: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, no_pages: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
     manifest = write_data(tmp_path / "leaky", {"test": cohort(), "valid": cohort("v", 50), "train": cohort(mark=7)})
     use(monkeypatch, manifest)
