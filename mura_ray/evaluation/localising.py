@@ -10,7 +10,7 @@ from mura_ray.domain import ABNORMAL
 from mura_ray.evaluation.predictions import Predictions
 from mura_ray.render.tables import Table
 from mura_ray.stats.localisation import BoxedView
-from mura_ray.stats.localisation_table import MEASURES, localisation
+from mura_ray.stats.localisation_table import ALL_SIZES, MEASURES, localisation
 
 ENSEMBLE = "ensemble"
 
@@ -33,6 +33,7 @@ def localisation_tables(predictions: Predictions) -> list[Table]:
             "centre map": row.centre, "above permuted": row.above_permuted, "above centre": row.above_centre,
         }
         for row in localisation(views)
+        if row.num_views and (row.source == ENSEMBLE or row.size == ALL_SIZES)
     ]  # fmt: skip
     note = "; ".join(f"{name}: {meaning}" for name, meaning in MEASURES.items())
     return [Table("localisation", "Maps over annotated findings", pd.DataFrame(rows), f"{note}.")]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from html import escape
 
 from matplotlib.figure import Figure
+from PIL import ImageFile
 
 from mura_ray.render.figures import as_svg
 from mura_ray.render.tables import Table, as_html
@@ -96,10 +97,13 @@ def document_pdf(html: str) -> bytes:
     Raises:
         ValueError: the system's text layout library is missing.
     """
+    truncated = ImageFile.LOAD_TRUNCATED_IMAGES
     try:
         from weasyprint import HTML  # loads Pango, a system library
     except OSError as error:
         raise ValueError(f"no PDF: {error}; install the system packages of cluster/setup-node.sh") from error
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = truncated  # its import has Pillow take damaged radiographs for whole ones
     pdf = HTML(string=html).write_pdf()
     assert pdf is not None
     return pdf

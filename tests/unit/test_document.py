@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pandas as pd
-from PIL import Image
+from PIL import Image, ImageFile
 
 from mura_ray.render.document import Code, Picture, Section, Text, document_html, document_pdf
 from mura_ray.render.figures import (
@@ -60,6 +60,11 @@ def test_the_pdf_has_pages_of_text():
     pdf = document_pdf(html())
     assert pdf.startswith(b"%PDF-")
     assert len(pdf) > 5000  # a figure and the fonts of its text
+
+
+def test_a_damaged_radiograph_is_still_one_after_a_pdf():
+    document_pdf(html())
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
 
 
 def test_figures_are_the_same_bytes_for_the_same_numbers():
