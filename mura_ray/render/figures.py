@@ -108,7 +108,7 @@ def reliability_figure(series: Sequence[tuple[str, Sequence[ReliabilityBin]]]) -
             )
             shift = (place - (len(series) - 1) / 2) * 0.03
             counts.bar(x + shift, [one.num for one in bins], width=0.028, color=color)
-        axes.set(ylabel="share abnormal", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+        axes.set(ylabel="share abnormal", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         axes.legend(loc="upper left")
         counts.set(xlabel="predicted probability", ylabel="studies")
         return figure
