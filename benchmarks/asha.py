@@ -29,7 +29,7 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 
 from benchmarks import harness
-from benchmarks.harness import Spread, machine, markdown_table, write_json
+from benchmarks.harness import Goals, Spread, machine, markdown_table, write_json
 from mura_ray import cli
 from mura_ray.distributed.space import Asha, Space, read_space, scheduler, trial_config
 from mura_ray.distributed.sweep import kept_checkpoints
@@ -133,20 +133,22 @@ def _benchmark(arguments: argparse.Namespace) -> int:
     }
     print(f"{_title(SHIPPED)}, {arguments.slots} trials at once\n\n{_replays_table(replays[SHIPPED])}\n")
     print(f"median (least - most) of {arguments.replays} replays\n\n{_settings_table(replays)}\n")
-    goals = [
-        _goal("best validation loss, of FIFO's", GOAL_LOSS, [one.best for one in replays[SHIPPED]]),
-        _goal("epochs, of FIFO's", GOAL_EPOCHS, [one.epochs for one in replays[SHIPPED]]),
-    ]
-    for goal in goals:
-        measured = Spread(**goal["measured"]).text(3)
-        print(f"{'pass' if goal['met'] else 'FAIL'}  {goal['goal']}: {measured}; at most {goal['aim']}")
+    goals = Goals()
+    for what, aim, values in (
+        ("best validation loss, of FIFO's", GOAL_LOSS, [one.best for one in replays[SHIPPED]]),
+        ("epochs, of FIFO's", GOAL_EPOCHS, [one.epochs for one in replays[SHIPPED]]),
+    ):
+        measured = Spread.of(values)
+        goals.add(what, measured.text(3), measured.median <= aim, f"at most {aim}")
+    goals.report()
     if arguments.json:
         write_json(arguments.json, {
-            "machine": described, "space": space.model_dump(mode="json"), "slots": arguments.slots, "goals": goals,
+            "machine": described, "space": space.model_dump(mode="json"), "slots": arguments.slots,
+            "goals": goals.found,
             "curves": [asdict(curve) for curve in curves],
             "replays": [{**asha.model_dump(), "replays": list(map(asdict, each))} for asha, each in replays.items()],
         })  # fmt: skip
-    return 0 if all(goal["met"] for goal in goals) else 1
+    return 0 if goals.are_met else 1
 
 
 def benchmark_space(search: Search, num_trials: int, seed: int, initial_weights: str = "random") -> Space:
@@ -316,11 +318,6 @@ def mean_loss(members: Sequence[Candidate]) -> float:
 
 def _with_asha(space: Space, asha: Asha) -> Space:
     return space.model_copy(update={"scheduler": "asha", "asha": asha})
-
-
-def _goal(what: str, aim: float, values: Sequence[float]) -> dict[str, Any]:
-    measured = Spread.of(values)
-    return {"goal": what, "aim": aim, "measured": asdict(measured), "met": measured.median <= aim}
 
 
 def _title(asha: Asha) -> str:

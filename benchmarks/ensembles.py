@@ -1,5 +1,6 @@
 """The ensemble that benchmarks of serving compute, and its members as anybody would load them."""
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,13 @@ def _fit_norms(network: AbnormalityNet, gray: torch.Tensor) -> AbnormalityNet:
     network.classifier.weight.mul_(2 / logits.std())
     network.classifier.bias.sub_(network(gray).mean())
     return network
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Which ensemble, and how often it is measured."""
+    parser.add_argument("--ensemble", help="folder of an ensemble (default: one made here, its norms fitted)")
+    parser.add_argument("--size", type=int, default=320, help="of the ensemble made here (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
 
 
 def read_networks(uri: str) -> list[AbnormalityNet]:

@@ -24,7 +24,7 @@ from scipy.special import expit
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import harness
-from benchmarks.ensembles import read_networks, write_trained_like_ensemble
+from benchmarks.ensembles import add_options, read_networks, write_trained_like_ensemble
 from benchmarks.harness import Goals, Isolated, Spread, machine, markdown_table, write_json
 from benchmarks.loader.radiographs import draw
 from mura_ray.images import resize_gray
@@ -68,9 +68,7 @@ def main() -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = harness.parser("inference", __doc__)
-    parser.add_argument("--ensemble", help="folder of an ensemble (default: one made here, its norms fitted)")
-    parser.add_argument("--size", type=int, default=320, help="of the ensemble made here (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
+    add_options(parser)
     parser.add_argument(
         "--only", nargs="+", choices=list(WAYS), metavar="WAY", default=[way for way in WAYS if way != "compiled"],
         help=f"of {', '.join(WAYS)} (default: all but compiled, which takes minutes)",

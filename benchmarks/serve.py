@@ -30,7 +30,7 @@ import psutil
 import yaml
 
 from benchmarks import harness
-from benchmarks.ensembles import write_trained_like_ensemble
+from benchmarks.ensembles import add_options, write_trained_like_ensemble
 from benchmarks.harness import Goals, Isolated, Spread, machine, markdown_table, write_json
 from benchmarks.loader.radiographs import draw
 from benchmarks.serving_load import Load, closed_loop, multipart, open_loop
@@ -67,9 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = harness.parser("serve", __doc__)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--ensemble", help="folder of an ensemble (default: one made here, its norms fitted)")
-    parser.add_argument("--size", type=int, default=320, help="of the ensemble made here (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
+    add_options(parser)
     parser.add_argument("--seconds", type=float, default=20.0, help="of a load in a round (default: %(default)s)")
     parser.add_argument("--soak-minutes", type=float, default=10.0, help="of the overload (default: %(default)s)")
     parser.add_argument("--clients", type=int, nargs="+", default=list(CLIENTS), help="(default: %(default)s)")

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks import harness
-from benchmarks.harness import Isolated, Spread, machine, markdown_table, write_json
+from benchmarks.harness import Goals, Isolated, Spread, machine, markdown_table, write_json
 from benchmarks.loader import radiographs
 from benchmarks.loader.contenders import Data
 from benchmarks.steps import ON_CPU, ON_GPU, PLAIN, STEPS, Round, measure
@@ -63,13 +63,12 @@ def main() -> int:
             print(f"\nbatch {batch}, {data.size} px, {arguments.rounds} rounds of {arguments.seconds:g} s", end="")
             print(f"; DataLoader workers: {_best(workers)}" if workers else "")
             print(f"\n{table(rounds)}\n")
-            goals = _goals(rounds, batch) if ON_GPU and data.size == 320 else []
-            for goal in goals:
-                print(
-                    f"{'pass' if goal['met'] else 'FAIL'}  {goal['goal']}: {goal['measured']:.3g}, aim {goal['aim']:g}"
-                )
+            goals = Goals()
+            if ON_GPU and data.size == 320:
+                _add_goals(goals, rounds, batch)
+            goals.report()
             results.append({
-                "batch": batch, "images": num_images, "images_per_s_by_workers": workers, "goals": goals,
+                "batch": batch, "images": num_images, "images_per_s_by_workers": workers, "goals": goals.found,
                 "rounds": {name: [asdict(one) for one in of_step] for name, of_step in rounds.items()},
             })  # fmt: skip
     if arguments.json:
@@ -169,22 +168,19 @@ def _ratios(mine: Sequence[Round], theirs: Sequence[float]) -> list[float]:
     return [one.attached / other for one, other in zip(mine, theirs, strict=True)]
 
 
-def _goals(rounds: Rounds, batch: int) -> list[dict[str, Any]]:
+def _add_goals(goals: Goals, rounds: Rounds, batch: int) -> None:
     """Of the fastest settings, by median."""
     if BEST not in rounds:
-        return []
-    share = Spread.of([one.input_percent for one in rounds[BEST]]).median
-    goals = [
-        {"goal": "input %, at most", "aim": GOAL_INPUT_PERCENT, "measured": share, "met": share <= GOAL_INPUT_PERCENT}
-    ]
+        return
+    share = Spread.of([one.input_percent for one in rounds[BEST]])
+    goals.add("input %", share.text(1), share.median <= GOAL_INPUT_PERCENT, f"at most {GOAL_INPUT_PERCENT:g}")
     if PLAIN in rounds and batch in GOAL_TIMES:
         for what, theirs in (
             ("times the plain loop", [one.attached for one in rounds[PLAIN]]),
             ("times the plain step, preloaded", [one.preloaded for one in rounds[PLAIN]]),
         ):
-            times = Spread.of(_ratios(rounds[BEST], theirs)).median
-            goals.append({"goal": what, "aim": GOAL_TIMES[batch], "measured": times, "met": times >= GOAL_TIMES[batch]})
-    return goals
+            times = Spread.of(_ratios(rounds[BEST], theirs))
+            goals.add(what, times.text(2), times.median >= GOAL_TIMES[batch], f"at least {GOAL_TIMES[batch]:g}")
 
 
 def _say(line: str) -> None:

@@ -11,6 +11,11 @@ STUDY_TYPES = ("elbow", "finger", "forearm", "hand", "humerus", "shoulder", "wri
 
 NORMAL, ABNORMAL = 0, 1
 
+OVERALL = "overall"
+"""Stands beside the study types where all of them are meant."""
+
+NOTICE = "Research use only. Not a medical device: not for diagnosis, triage or treatment."
+
 
 @dataclass(frozen=True, slots=True)
 class Box:

@@ -1,25 +1,30 @@
 """`python -m mura_ray.evaluate`: how well an ensemble tells abnormal studies, on a split of a converted data set."""
 
 import argparse
+import itertools
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
+import pandas as pd
 import torch
 
 from mura_ray import cli, store
 from mura_ray.config import THRESHOLD, Locations
 from mura_ray.data.leakage import find_leakage
+from mura_ray.data.manifest import read_table
 from mura_ray.evaluation.ablating import ablate
-from mura_ray.evaluation.assessment import assess, calibrated_table
+from mura_ray.evaluation.assessment import assess, calibrated_table, split_notes
 from mura_ray.evaluation.comparing import compare_predictions
+from mura_ray.evaluation.inputs import read_answers
 from mura_ray.evaluation.localising import localisation_tables
 from mura_ray.evaluation.operating import operating_points, parse_rule
-from mura_ray.evaluation.predictions import Predictions, predict_split
+from mura_ray.evaluation.predictions import Predictions, predict_split, study_keys
 from mura_ray.evaluation.reading import ReaderQuestion, add_findings, add_readers, reader_parts, simulated_readers
 from mura_ray.evaluation.writing import provenance, write_evaluation, write_figures, write_tables
-from mura_ray.model.ensemble import DESCRIPTION, Ensemble, newest_ensemble, read_description
+from mura_ray.model.ensemble import Ensemble, ensemble_folder, newest_ensemble, read_description
 from mura_ray.render.paper_text import paper_text
 from mura_ray.render.report import EvaluationResult, evaluation_text
 from mura_ray.render.tables import Table, as_text
@@ -58,12 +63,12 @@ def _parser(locations: Locations) -> argparse.ArgumentParser:
     more = parser.add_argument_group("more in the report")
     more.add_argument("--readers", metavar="CSV", help="a row per study: `study`, and 0 or 1 in a column per reader")
     more.add_argument("--gold", nargs=3, metavar="READER", help="whose majority is the gold standard (default: drawn)")
-    more.add_argument("--gold-seed", type=int, default=0, help="of the draw of these three (default: %(default)s)")
+    more.add_argument("--gold-seed", type=int, help="of the draw of these three (default: 0)")
     more.add_argument("--all-panels", action="store_true", help="every choice of three readers for the gold standard")
-    more.add_argument("--findings", metavar="CSV", help="columns `study` and `finding`: sensitivity by finding")
-    more.add_argument("--operating-point", type=parse_rule, action="append", default=[], metavar="RULE",
+    more.add_argument("--findings", metavar="CSV", help="a row per study: `study`, and 0 or 1 in a column per finding")
+    more.add_argument("--operating-point", action="append", default=[], metavar="RULE",
                       help="youden, or sensitivity=0.9; may be repeated")  # fmt: skip
-    more.add_argument("--chosen-on", default="valid", help="split that operating points are chosen on (default: valid)")
+    more.add_argument("--chosen-on", metavar="SPLIT", help="that operating points are chosen on (default: valid)")
     leaks = parser.add_argument_group("whose patients the ensemble knows")
     leaks.add_argument("--trained-on", metavar="URI", help="the data set of the training, if it is another than --data")
     leaks.add_argument("--allow-leakage", action="store_true", help="report shared patients or images, not refuse them")
@@ -78,7 +83,35 @@ def _parser(locations: Locations) -> argparse.ArgumentParser:
     return parser
 
 
+_NEEDS = {
+    "gold": ("readers", "simulate_readers"),
+    "gold_seed": ("readers", "simulate_readers"),
+    "all_panels": ("readers", "simulate_readers"),
+    "chosen_on": ("operating_point",),
+}
+"""Options that say nothing without one of some others."""
+
+_REPORT_ONLY = ("readers", "findings", "operating_point")
+_MODES = ("calibrate", "compare", "ablate", "simulate_readers", "paper")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Refuses options that would be ignored."""
+    given = [name for name, value in vars(arguments).items() if value not in (None, False, [])]
+    for name, needed in _NEEDS.items():
+        if name in given and not set(given) & set(needed):
+            raise ValueError(f"{_option(name)} says nothing without {' or '.join(map(_option, needed))}")
+    for mode, extra in itertools.product(_MODES, _REPORT_ONLY):
+        if mode in given and extra in given:
+            raise ValueError(f"{_option(extra)} is for the report, which {_option(mode)} does not make: leave one out")
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _run(arguments: argparse.Namespace, runs: str | None, given: Sequence[str]) -> None:
+    _check(arguments)
     if arguments.paper:
         print(paper_text(rederive()))
     elif arguments.simulate_readers:
@@ -87,39 +120,37 @@ def _run(arguments: argparse.Namespace, runs: str | None, given: Sequence[str]) 
         _calibrate(arguments, runs)
     elif arguments.compare:
         uris = _ensemble_uri(arguments.ensemble, runs), _ensemble_uri(arguments.compare, None)
-        _print_tables(compare_predictions(*(_predict(arguments, uri) for uri in uris)), arguments.out)
+        first, second = (_judged(arguments, uri) for uri in uris)
+        notes = dict.fromkeys((*first.notes, *second.notes))
+        _print_tables(compare_predictions(first.predictions, second.predictions), arguments.out, tuple(notes))
     elif arguments.ablate:
-        _print_tables(ablate(_predict(arguments, _ensemble_uri(arguments.ensemble, runs))), arguments.out)
+        judged = _judged(arguments, _ensemble_uri(arguments.ensemble, runs))
+        _print_tables(ablate(judged.predictions), arguments.out, judged.notes)
     else:
         _report(arguments, runs, shlex.join(["python", "-m", "mura_ray.evaluate", *given]))
 
 
 def _report(arguments: argparse.Namespace, runs: str | None, command: str) -> None:
-    uri = _ensemble_uri(arguments.ensemble, runs)
+    uri, split = _ensemble_uri(arguments.ensemble, runs), arguments.split or "test"
     out = arguments.out and store.absolute(arguments.out)
     if out and f"{out}/".startswith(f"{uri}/"):
         raise ValueError(f"--out {out!r} lies in the ensemble's folder, which is never changed: pass another")
-    data, split = cli.location(arguments.data, "data"), arguments.split or "test"
-    leakage = find_leakage(data, split, read_description(uri).data_id, arguments.trained_on)
-    leakage.refuse(allow=arguments.allow_leakage)
-    predictions = _predict(arguments, uri)
-    result = assess(predictions, leakage.notes)
-    chosen_on = None
-    if arguments.operating_point:
-        same = arguments.chosen_on == predictions.split
-        chosen_on = (
-            predictions if same else predict_split(Ensemble.load(uri, _device()), predictions.data, arguments.chosen_on)
-        )
-    tables = [operating_points(predictions, arguments.operating_point, chosen_on), *localisation_tables(predictions)]
+    rules = [parse_rule(text) for text in arguments.operating_point]
+    data = cli.location(arguments.data, "data")
+    keys = pd.Index(study_keys(read_table(data, split)).unique())
+    readers = read_answers(arguments.readers, "reader", keys) if arguments.readers else None
+    findings = read_answers(arguments.findings, "finding", keys) if arguments.findings else None
+    chosen_on = predict_split(_load(uri), data, arguments.chosen_on or "valid") if rules else None
+    predictions, notes = _judged(arguments, uri)
+    result = assess(predictions, notes)
+    tables = [operating_points(predictions, rules, chosen_on), *localisation_tables(predictions)]
     result = replace(result, tables=(*result.tables, *tables))
-    if arguments.readers:
-        question = ReaderQuestion(arguments.readers, arguments.gold, arguments.gold_seed, arguments.all_panels)
-        result = add_readers(result, question)
-    if arguments.findings:
-        result = add_findings(result, arguments.findings)
+    if readers is not None:
+        result = add_readers(result, readers, _reader_question(arguments))
+    if findings is not None:
+        result = add_findings(result, findings)
     out = out or default_out(uri, result)
-    how = provenance(predictions.description, command, _choices(predictions, arguments))
-    write_evaluation(result, how, out)
+    write_evaluation(result, provenance(predictions.description, command, _choices(predictions, chosen_on)), out)
     print(evaluation_text(result))
     print(f"\nwritten to {out}: report.html, report.pdf, model-card.md, tables, figures")
 
@@ -130,7 +161,7 @@ def default_out(ensemble: str, result: EvaluationResult) -> str:
     return store.join(home, f"evaluation-{result.data['split']}-{result.data['id']}-{result.ensemble_id}")
 
 
-def _choices(predictions: Predictions, arguments: argparse.Namespace) -> dict[str, str]:
+def _choices(predictions: Predictions, chosen_on: Predictions | None) -> dict[str, str]:
     description = predictions.description
     calibration = description.calibration
     chosen = f"split valid of {description.data_id}"
@@ -139,14 +170,14 @@ def _choices(predictions: Predictions, arguments: argparse.Namespace) -> dict[st
         f"split {calibration.fitted_on.split} of {calibration.fitted_on.data_id}" if calibration else "none"
     )
     choices["threshold"] = f"{description.threshold:g}, fixed beforehand (paper, section 3.1)"
-    if arguments.operating_point:
-        choices["other operating points"] = f"split {arguments.chosen_on} of {predictions.manifest.id}"
+    if chosen_on is not None:
+        choices["other operating points"] = f"split {chosen_on.split} of {chosen_on.manifest.id}"
     return choices
 
 
 def _calibrate(arguments: argparse.Namespace, runs: str | None) -> None:
     uri, split = _ensemble_uri(arguments.ensemble, runs), arguments.split or "valid"
-    predictions = predict_split(Ensemble.load(uri, _device()), cli.location(arguments.data, "data"), split)
+    predictions = predict_split(_load(uri), cli.location(arguments.data, "data"), split)
     studies = predictions.studies(predictions.description.threshold)
     dest, description = calibrate(uri, studies, data_id=predictions.manifest.id, split=split, dest=arguments.out)
     assert description.calibration is not None
@@ -158,15 +189,19 @@ def _calibrate(arguments: argparse.Namespace, runs: str | None) -> None:
 def _simulate_readers(arguments: argparse.Namespace) -> None:
     if not arguments.out:
         raise ValueError("--simulate-readers needs --out, a folder for its tables and figure")
-    question = ReaderQuestion("", arguments.gold, arguments.gold_seed, arguments.all_panels)
-    tables, picture = reader_parts(simulated_readers(), question, THRESHOLD)
-    print("SIMULATED readers and model: nothing below was seen in radiographs\n")
-    out = _print_tables(tables, arguments.out)
+    tables, picture = reader_parts(simulated_readers(), _reader_question(arguments), THRESHOLD)
+    out = _print_tables(tables, arguments.out, ("SIMULATED readers and model: nothing below was seen in radiographs",))
     write_figures([picture], store.join(out, "figures"))
     print(f"the ROC curve: {store.join(out, 'figures', 'roc.png')}")
 
 
-def _print_tables(tables: Sequence[Table], out: str | None) -> str:
+def _reader_question(arguments: argparse.Namespace) -> ReaderQuestion:
+    return ReaderQuestion(arguments.gold, arguments.gold_seed or 0, arguments.all_panels)
+
+
+def _print_tables(tables: Sequence[Table], out: str | None, notes: Sequence[str]) -> str:
+    for note in notes:
+        print(f"NOTE: {note}\n")
     for table in tables:
         print(f"{table.title}\n{as_text(table)}\n{table.note}\n")
     if not out:
@@ -177,19 +212,29 @@ def _print_tables(tables: Sequence[Table], out: str | None) -> str:
     return out
 
 
-def _predict(arguments: argparse.Namespace, uri: str) -> Predictions:
-    data = cli.location(arguments.data, "data")
-    return predict_split(Ensemble.load(uri, _device()), data, arguments.split or "test")
+class _Judged(NamedTuple):
+    """Predictions of a split, and why numbers about them are not those of new patients."""
+
+    predictions: Predictions
+    notes: tuple[str, ...]
+
+
+def _judged(arguments: argparse.Namespace, uri: str) -> _Judged:
+    data, split = cli.location(arguments.data, "data"), arguments.split or "test"
+    leakage = find_leakage(data, split, read_description(uri).data_id, arguments.trained_on)
+    leakage.refuse(allow=arguments.allow_leakage)
+    predictions = predict_split(_load(uri), data, split)
+    return _Judged(predictions, (*split_notes(predictions.manifest, split), *leakage.notes))
+
+
+def _load(uri: str) -> Ensemble:
+    return Ensemble.load(uri, "cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _ensemble_uri(ensemble: str | None, runs: str | None) -> str:
     if not ensemble and not runs:
         raise ValueError("no ensemble: pass --ensemble DIR, or set MURA_RUNS to take the newest there")
-    return store.absolute(ensemble or newest_ensemble(store.absolute(str(runs)))).removesuffix(f"/{DESCRIPTION}")
-
-
-def _device() -> str:
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return ensemble_folder(store.absolute(ensemble or newest_ensemble(store.absolute(str(runs)))))
 
 
 if __name__ == "__main__":

@@ -13,13 +13,14 @@ from starlette.datastructures import MutableHeaders
 from starlette.formparsers import MultiPartParser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mura_ray.domain import NOTICE
 from serve.access import RequireToken, TokenFile
 from serve.decoding import Damaged
 from serve.exchange import Exchanges
 from serve.inference_protocol import INFER_PATH, protocol_router
 from serve.limits import Admission, Entrance, Limits, TimeLimit
 from serve.metrics import MeasuredAnswers, Metrics
-from serve.model_card import NOTICE, EnsembleAnswer, Evaluation, model_card
+from serve.model_card import EnsembleAnswer, Evaluation, model_card
 from serve.pictures import PICTURE_PATH, pictures_router
 from serve.prediction import Answers, Predictor
 from serve.problems import Faults, ProblemError, install_problems, problem_responses

@@ -1,35 +1,16 @@
 """The model card that `/v1/ensemble` gives: what an ensemble was made of, how good it was found, what it is not for."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pydantic import BaseModel, Field
 
 from mura_ray import store
-from mura_ray.model.ensemble import DESCRIPTION, EnsembleDescription
+from mura_ray.domain import NOTICE
+from mura_ray.model.card import INTENDED_USE, LIMITS, training_settings
+from mura_ray.model.ensemble import EnsembleDescription, ensemble_folder
 from mura_ray.platt import CalibrationDescription
-
-NOTICE = "Research use only. Not a medical device: not for diagnosis, triage or treatment."
-
-INTENDED_USE = (
-    "Research on finding abnormal studies among radiographs of the upper extremity: one study of one type (elbow, "
-    "finger, forearm, hand, humerus, shoulder or wrist), in one or more views.",
-    "Experiments that compare it with readers, order a worklist by it or show its maps, without effect on any care.",
-)
-
-LIMITS = (
-    "It says whether a study looks abnormal, not what is abnormal: a fracture, an implant and worn cartilage count "
-    "alike. What its training data hardly has it may miss.",
-    "It answers pictures of other body parts, of other modalities and of no patient at all; such answers mean nothing.",
-    "Patients' ages are not part of the data: whether it holds for children as for adults is unknown. So it is for "
-    "sex, origin, and for hospitals and devices that differ from those of the training data.",
-    "Of study types that the training data lacks it knows nothing; `metrics` has the types that it was tested on.",
-    "`probability` is no frequency: the paper's loss takes normal and abnormal images for equally common. "
-    "`calibrated_probability` is one, among studies like those of `calibration`, where abnormality is as common.",
-    "A map shows which parts of a view raise its probability, not the outline of a finding, nor all that is abnormal.",
-    "Numbers in `metrics` hold for the studies of their data set: read their notes, and measure on your own studies.",
-)
 
 _logger = logging.getLogger(__name__)
 
@@ -88,8 +69,7 @@ class EnsembleAnswer(BaseModel):
 
 def model_card(description: EnsembleDescription, evaluations: Sequence[Evaluation]) -> EnsembleAnswer:
     """What is known of an ensemble."""
-    settings = [_flat(member.config.model_dump(mode="json")) for member in description.members]
-    shared = {name: value for name, value in settings[0].items() if all(one[name] == value for one in settings)}
+    shared, each = training_settings(description)
     return EnsembleAnswer(
         id=description.id,
         created=description.created,
@@ -101,9 +81,9 @@ def model_card(description: EnsembleDescription, evaluations: Sequence[Evaluatio
                 trial=member.trial,
                 epoch=member.epoch,
                 val_loss=member.val_loss,
-                settings={name: value for name, value in own.items() if name not in shared},
+                settings=own,
             )
-            for member, own in zip(description.members, settings, strict=True)
+            for member, own in zip(description.members, each, strict=True)
         ],
         notice=NOTICE,
         architecture=description.architecture,
@@ -127,7 +107,7 @@ def read_evaluations(uri: str, ensemble_id: str) -> list[Evaluation]:
         ensemble_id: evaluations of others are not its own.
     """
     try:
-        home = store.parent(store.absolute(uri).removesuffix(f"/{DESCRIPTION}"))
+        home = store.parent(ensemble_folder(store.absolute(uri)))
         names = [entry.name for entry in store.tree(home).entries() if entry.is_folder]
         names = sorted(name for name in names if name.startswith("evaluation-") and name.endswith(f"-{ensemble_id}"))
         files = [store.join(home, name, "metrics.json") for name in names]
@@ -143,11 +123,3 @@ def _evaluation(file: str) -> Evaluation | None:
     except (ValueError, OSError) as error:
         _logger.warning("the evaluation %s is not shown: %s", file, error)
         return None
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by dotted name: `augmentation.scale`."""
-    flat = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat

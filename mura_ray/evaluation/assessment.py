@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
+from mura_ray.config import THRESHOLD
 from mura_ray.data.manifest import Manifest, manifest_sha256, read_boxes
-from mura_ray.domain import ABNORMAL, NORMAL, STUDY_TYPES
+from mura_ray.domain import ABNORMAL, NORMAL, OVERALL
 from mura_ray.evaluation.gallery import gallery
 from mura_ray.evaluation.localising import boxed_views
-from mura_ray.evaluation.predictions import Predictions
+from mura_ray.evaluation.predictions import Predictions, strata
 from mura_ray.platt import Calibration
 from mura_ray.render.document import Picture
 from mura_ray.render.figures import (
@@ -23,7 +24,7 @@ from mura_ray.render.figures import (
     roc_figure,
 )
 from mura_ray.render.overlay import painted
-from mura_ray.render.report import OVERALL, EvaluationResult
+from mura_ray.render.report import EvaluationResult
 from mura_ray.render.tables import Table, cell_text
 from mura_ray.stats.calibration import reliability
 from mura_ray.stats.localisation import pointing_game
@@ -33,19 +34,19 @@ from mura_ray.stats.roc import roc_points
 NUM_WORST = 20
 
 
-def assess(predictions: Predictions, notes: tuple[str, ...] = ()) -> EvaluationResult:
+def assess(predictions: Predictions, notes: tuple[str, ...]) -> EvaluationResult:
     """The evaluation that needs nothing besides the split: metrics, figures, subgroups, errors, localisation.
 
     Args:
         predictions: of the split.
-        notes: why the numbers are not what new patients would give, besides what the split's name says.
+        notes: why the numbers are not what new patients would give.
     """
-    description, manifest, split = predictions.description, predictions.manifest, predictions.split
+    description = predictions.description
     threshold = description.threshold
     studies = predictions.studies(threshold)
     metrics = strata_metrics(studies, threshold)
     maps = predictions.maps
-    boxes = read_boxes(predictions.data, split)
+    boxes = read_boxes(predictions.data, predictions.split)
     views = None if boxes is None else boxed_views(predictions.table, boxes, maps)
     tables = [subgroups(studies, threshold), worst_errors(studies)]
     if description.calibration is not None:
@@ -54,7 +55,7 @@ def assess(predictions: Predictions, notes: tuple[str, ...] = ()) -> EvaluationR
         ensemble_id=description.id,
         data=data_facts(predictions),
         threshold=threshold,
-        notes=(*split_notes(manifest, split), *notes),
+        notes=notes,
         metrics=metrics,
         studies=studies,
         painted=painted_by_label(predictions.table["label"], maps),
@@ -83,9 +84,7 @@ def data_facts(predictions: Predictions) -> Mapping[str, str]:
 
 def strata_metrics(studies: pd.DataFrame, threshold: float) -> dict[str, Metrics]:
     """By study type in the paper's order, and over all studies."""
-    strata = {name: studies[studies["study_type"] == name] for name in STUDY_TYPES}
-    strata = {name: rows for name, rows in strata.items() if len(rows)} | {OVERALL: studies}
-    return {name: _metrics(rows, threshold) for name, rows in strata.items()}
+    return {name: _metrics(studies[chosen], threshold) for name, chosen in strata(studies["study_type"]).items()}
 
 
 def subgroups(studies: pd.DataFrame, threshold: float) -> Table:
@@ -108,7 +107,7 @@ def calibrated_table(studies: pd.DataFrame, calibration: Calibration) -> Table:
         ("as the members say", studies["probability"]),
         ("calibrated", calibration.calibrated(studies["probability"], list(studies["study_type"]))),
     ):
-        found = study_metrics(studies["label"], probabilities, studies["patient_id"].to_numpy(), 0.5)
+        found = study_metrics(studies["label"], probabilities, studies["patient_id"].to_numpy(), THRESHOLD)
         rows.append({"probability": name, "Brier score": found.brier, "calibration error": found.ece})
     return Table("calibrated", "Before and after calibration", pd.DataFrame(rows))
 

@@ -2,9 +2,7 @@
 
 import pandas as pd
 
-from mura_ray.domain import STUDY_TYPES
-from mura_ray.evaluation.predictions import Predictions
-from mura_ray.render.report import OVERALL
+from mura_ray.evaluation.predictions import Predictions, strata
 from mura_ray.render.tables import Table
 from mura_ray.stats.comparison import compare
 
@@ -19,10 +17,8 @@ def compare_predictions(first: Predictions, second: Predictions) -> list[Table]:
     assert (first.manifest.id, first.split) == (second.manifest.id, second.split)
     thresholds = first.description.threshold, second.description.threshold
     mine, theirs = (one.studies(limit) for one, limit in zip((first, second), thresholds, strict=True))
-    strata = {name: mine["study_type"] == name for name in STUDY_TYPES if (mine["study_type"] == name).any()}
-    strata[OVERALL] = pd.Series(True, index=mine.index)
     rows = []
-    for name, chosen in strata.items():
+    for name, chosen in strata(mine["study_type"]).items():
         found = compare(
             mine["label"][chosen], mine["probability"][chosen], theirs["probability"][chosen],
             mine["patient_id"][chosen].to_numpy(), thresholds,

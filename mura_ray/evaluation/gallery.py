@@ -52,6 +52,5 @@ def _examples(
     for place, title in examples:
         row = predictions.table.iloc[place]
         gray = pixels[int(row["sample_id"])]
-        cam = predictions.member_maps[:, place].mean(axis=0)
-        made.append(Example(title, gray, cam, float(row["width"] / row["height"])))
+        made.append(Example(title, gray, predictions.maps[place], float(row["width"] / row["height"])))
     return made

@@ -11,18 +11,21 @@ STUDY = "study"
 """The column with a study's key, TYPE/patient/study, as `studies.csv` of an evaluation has it."""
 
 
-def read_answers(uri: str, what: str) -> pd.DataFrame:
+def read_answers(uri: str, what: str, studies: pd.Index) -> pd.DataFrame:
     """A CSV with a row per study: its key in the column `study`, and 0 or 1 in a column for each reader, or finding.
 
     Args:
         uri: of the file.
         what: the columns are, "reader" or "finding", for the text of errors.
+        studies: keys of the studies that are evaluated.
 
     Returns:
-        int64, a column per reader or finding, indexed by study.
+        int64, a column per reader or finding, indexed by study in the order of the evaluated ones; of these, those
+        without answers are left out.
 
     Raises:
-        ValueError: no such file or column, a study twice, or an answer that is neither 0 nor 1.
+        ValueError: no such file or column, a study twice or one that is not evaluated, or an answer that is neither 0
+            nor 1.
     """
     uri = store.absolute(uri)
     if not store.is_file(uri):
@@ -45,19 +48,10 @@ def read_answers(uri: str, what: str) -> pd.DataFrame:
             raise ValueError(
                 f"{uri}: {what} {name!r} has {answers.loc[wrong[0], name]!r} for study {wrong[0]!r}: 0 or 1"
             )
-    return answers.astype("int64")
-
-
-def evaluated(answers: pd.DataFrame, studies: pd.Index, uri: str) -> pd.DataFrame:
-    """The answers in the order of the studies that are evaluated; those without answers are left out.
-
-    Raises:
-        ValueError: one is of a study that is not evaluated.
-    """
     unknown = answers.index.difference(studies)
     if len(unknown):
         raise ValueError(
             f"{uri} speaks of {len(unknown)} studies that are not evaluated, such as {unknown[0]!r}; keys are written "
             f"like {studies[0]!r}"
         )
-    return answers.loc[studies[studies.isin(answers.index)]]
+    return answers.loc[studies[studies.isin(answers.index)]].astype("int64")

@@ -1,5 +1,7 @@
 """Operating points besides the ensemble's threshold: chosen on one split by a rule, reported on another."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import pandas as pd
@@ -31,17 +33,16 @@ def parse_rule(text: str) -> Rule:
     Raises:
         ValueError: neither of them.
     """
-    name, _, value = text.partition("=")
     if text == "youden":
         return Rule(text)
-    if name == "sensitivity":
-        share = float(value)
-        if 0 < share <= 1:
-            return Rule(text, share)
-    raise ValueError(f"operating point {text!r}: youden, or sensitivity=0.9")
+    name, _, value = text.partition("=")
+    with suppress(ValueError):
+        if name == "sensitivity" and 0 < float(value) <= 1:
+            return Rule(text, float(value))
+    raise ValueError(f"--operating-point {text!r}: pass youden, or a sensitivity above 0 and up to 1: sensitivity=0.9")
 
 
-def operating_points(predictions: Predictions, rules: list[Rule], chosen_on: Predictions | None) -> Table:
+def operating_points(predictions: Predictions, rules: Sequence[Rule], chosen_on: Predictions | None) -> Table:
     """The ensemble's threshold and those that the rules choose, with what each gives on the split.
 
     Args:
@@ -56,9 +57,7 @@ def operating_points(predictions: Predictions, rules: list[Rule], chosen_on: Pre
         chosen += [(rule.name, rule.threshold(studies), chosen_on.split) for rule in rules]
     studies, rows = predictions.studies(threshold), []
     for name, limit, where in chosen:
-        found = study_metrics(
-            studies["label"], studies["probability"], studies["patient_id"].to_numpy(), min(max(limit, 0.0), 1.0)
-        )
+        found = study_metrics(studies["label"], studies["probability"], studies["patient_id"].to_numpy(), limit)
         rows.append({
             "rule": name, "threshold": limit, "chosen on": where, "sensitivity": found.sensitivity,
             "specificity": found.specificity, "PPV": found.ppv, "NPV": found.npv, "kappa": found.kappa_clustered,

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ from scipy.special import expit
 from mura_ray.data.cache import local_split
 from mura_ray.data.loader import SplitLoader
 from mura_ray.data.manifest import Manifest, read_manifest, read_table
+from mura_ray.domain import OVERALL, STUDY_TYPES
 from mura_ray.model.ensemble import Ensemble, EnsembleDescription
 
 PIXELS_BATCH = 64
@@ -40,15 +42,15 @@ class Predictions:
     logits: np.ndarray
     member_maps: np.ndarray
 
-    @property
+    @cached_property
     def maps(self) -> np.ndarray:
         """The ensemble's, float32 [n, h, w]: the mean of its members' raw maps."""
         return self.member_maps.mean(axis=0)
 
     @property
     def study_keys(self) -> pd.Series:
-        """The study of each view, by type, patient and study."""
-        return self.table["study_type"] + "/" + self.table["patient_id"] + "/" + self.table["study_id"]
+        """The study of each view."""
+        return study_keys(self.table)
 
     def studies(self, threshold: float) -> pd.DataFrame:
         """A row per study, in the order of their first views.
@@ -63,6 +65,17 @@ class Predictions:
         studies = groups["probability"].agg(num_views="size", probability="mean").reset_index()
         assert studies["study"].is_unique, "a study's views have different labels"
         return studies.assign(abnormal=(studies["probability"] > threshold).astype(int))
+
+
+def study_keys(table: pd.DataFrame) -> pd.Series:
+    """The study of each view of a split's table, TYPE/patient/study."""
+    return table["study_type"] + "/" + table["patient_id"] + "/" + table["study_id"]
+
+
+def strata(study_types: pd.Series) -> dict[str, pd.Series]:
+    """Which studies are of each type that occurs, in the paper's order, and last of all types (`OVERALL`): masks."""
+    masks = {name: study_types == name for name in STUDY_TYPES}
+    return {name: mask for name, mask in masks.items() if mask.any()} | {OVERALL: study_types.notna()}
 
 
 def predict_split(ensemble: Ensemble, data: str, split: str) -> Predictions:

@@ -2,17 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.special import expit
 
-from mura_ray.domain import STUDY_TYPES
-from mura_ray.evaluation.inputs import evaluated, read_answers
+from mura_ray.domain import OVERALL, STUDY_TYPES
+from mura_ray.evaluation.predictions import strata
 from mura_ray.render.document import Picture
 from mura_ray.render.figures import Curve, OperatingPoint, roc_figure
-from mura_ray.render.report import OVERALL, EvaluationResult
+from mura_ray.render.report import EvaluationResult
 from mura_ray.render.tables import NOT_ESTIMABLE, Table, cell_text
 from mura_ray.stats.estimates import Estimate
 from mura_ray.stats.findings import sensitivity_by_finding
@@ -37,32 +36,33 @@ _NOISE = 1.05, 0.45
 
 @dataclass(frozen=True, slots=True)
 class ReaderQuestion:
-    """A reader study that is asked for.
+    """What a reader study is asked for.
 
     Attributes:
-        uri: of the readers' table.
         gold: whose majority is the gold standard; None: drawn by `seed`.
         seed: of that draw.
         every_panel: whether every choice of three is tried as well.
     """
 
-    uri: str
     gold: Sequence[str] | None
     seed: int
     every_panel: bool
 
 
-def add_readers(result: EvaluationResult, question: ReaderQuestion) -> EvaluationResult:
+def add_readers(result: EvaluationResult, answers: pd.DataFrame, question: ReaderQuestion) -> EvaluationResult:
     """The result with the reader study's tables, and readers in its ROC figure.
 
     The curve then is that of the studies that readers have seen, against their gold standard (paper, section 4).
 
+    Args:
+        result: of an evaluation.
+        answers: the readers', from `read_answers`.
+        question: who is the gold standard.
+
     Raises:
-        ValueError: the table cannot be used (`read_answers`, `evaluated`), or the gold standard is not of its readers.
+        ValueError: too few readers, or the gold standard is not of them.
     """
-    studies = result.studies.set_index("study")
-    answers = evaluated(read_answers(question.uri, "reader"), studies.index, question.uri)
-    rows = studies.loc[answers.index]
+    rows = result.studies.set_index("study").loc[answers.index]
     data = reader_data(answers, rows["probability"], rows["patient_id"].to_numpy(), rows["study_type"].to_numpy())
     tables, picture = reader_parts(data, question, result.threshold)
     pictures = (picture, *(one for one in result.pictures if one.name != picture.name))
@@ -74,7 +74,7 @@ def reader_parts(data: ReaderData, question: ReaderQuestion, threshold: float) -
     panel = tuple(question.gold or draw_panel(list(data.readers), question.seed))
     chosen = "chosen by name" if question.gold else f"drawn with the seed {question.seed}"
     overall = reader_study(data, panel, threshold)
-    named = [name for name in STUDY_TYPES if (data.study_types == name).any()]
+    named = [name for name in strata(pd.Series(data.study_types)) if name != OVERALL]
     by_type = {name: reader_study(data.of_type(name), panel, threshold) for name in named} | {OVERALL: overall}
     note = (
         f"Gold standard: majority of {', '.join(panel)}, {chosen}; {overall.num_studies} studies, "
@@ -91,15 +91,9 @@ def reader_parts(data: ReaderData, question: ReaderQuestion, threshold: float) -
     return tables, _roc_picture(data, overall)
 
 
-def add_findings(result: EvaluationResult, uri: str) -> EvaluationResult:
-    """The result with sensitivity by finding (paper, section 2.3).
-
-    Raises:
-        ValueError: the table cannot be used.
-    """
-    studies = result.studies.set_index("study")
-    findings = evaluated(read_answers(uri, "finding"), studies.index, uri)
-    rows = studies.loc[findings.index]
+def add_findings(result: EvaluationResult, findings: pd.DataFrame) -> EvaluationResult:
+    """The result with sensitivity by finding (paper, section 2.3), the findings from `read_answers`."""
+    rows = result.studies.set_index("study").loc[findings.index]
     found = sensitivity_by_finding(findings, rows["label"], rows["abnormal"])
     frame = pd.DataFrame([
         {"finding": name, "abnormal studies": one.num_studies, "called abnormal": one.num_called,
@@ -112,6 +106,8 @@ def add_findings(result: EvaluationResult, uri: str) -> EvaluationResult:
 
 def simulated_readers(seed: int = 0) -> ReaderData:
     """A reader study of the paper's size: 207 studies of seven types, six readers and a model. Nothing in it is real.
+
+    How many studies each type has is what `stats.paper` finds of the paper's.
 
     Readers and model see the same disease, each through noise of their own and noise that all share.
     """
@@ -157,9 +153,7 @@ def _panels_table(panels: AllPanels, readers: Sequence[str]) -> Table:
     rows = []
     for row in panels.table.to_dict(orient="records"):
         panel = row["panel"].split(" + ")
-        numbers = (
-            None if pd.isna(row[f"difference{end}"]) else row[f"difference{end}"] for end in ("", "_low", "_high")
-        )
+        numbers = (row[f"difference{end}"] for end in ("", "_low", "_high"))
         rows.append(
             {"panel": row["panel"], "abnormal": row["num_abnormal"], MODEL: row[MODEL]}
             | {name: OF_PANEL if name in panel else row[name] for name in readers}
@@ -181,7 +175,7 @@ def _roc_picture(data: ReaderData, study: ReaderStudy) -> Picture:
         for rater in _raters(study)
         if rater.operating_point
     ]
-    curves: list[Any] = []
+    curves: list[Curve] = []
     if 0 < study.num_abnormal < study.num_studies:
         curve = roc_points(study.gold, data.probabilities)
         curves = [Curve(f"model, AUROC {cell_text(study.auroc)}", curve.fpr, curve.tpr)]

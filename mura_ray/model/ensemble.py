@@ -174,7 +174,7 @@ def read_member(uri: str, description: EnsembleDescription, place: int) -> bytes
     Raises:
         ValueError: the file is missing or differs from its hash.
     """
-    file = store.join(_folder(uri), member_file(place))
+    file = store.join(ensemble_folder(uri), member_file(place))
     if not store.exists(file):
         raise ValueError(f"{file} is missing: restore it, or write the ensemble again")
     content = store.read_bytes(file)
@@ -195,7 +195,7 @@ def read_description(uri: str) -> EnsembleDescription:
     Raises:
         ValueError: there is none, it is damaged or was edited, or is of another format version.
     """
-    uri = store.join(_folder(uri), DESCRIPTION)
+    uri = store.join(ensemble_folder(uri), DESCRIPTION)
     content = _read_json(uri)
     version = content.get("format_version")
     if version != FORMAT_VERSION:
@@ -279,7 +279,9 @@ class Ensemble:
         """
         description = read_description(uri)
         networks = [
-            network_from_bytes(read_member(uri, description, place), store.join(_folder(uri), member_file(place)))
+            network_from_bytes(
+                read_member(uri, description, place), store.join(ensemble_folder(uri), member_file(place))
+            )
             for place in range(len(description.members))
         ]
         return cls(description, networks, device, precision)
@@ -371,7 +373,8 @@ class Ensemble:
         return pixels.split(self.max_views)
 
 
-def _folder(uri: str) -> str:
+def ensemble_folder(uri: str) -> str:
+    """The URI of an ensemble's folder, from that or from its `ensemble.json`'s."""
     return store.parent(uri) if store.name(uri) == DESCRIPTION else uri
 
 

@@ -2,16 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
+from mura_ray.domain import NOTICE, OVERALL
+from mura_ray.model.card import INTENDED_USE, LIMITS, training_settings
 from mura_ray.model.ensemble import EnsembleDescription
 from mura_ray.render.document import Code, Part, Section, Text
-from mura_ray.render.report import METHODS, OVERALL, EvaluationResult
+from mura_ray.render.report import METHODS, EvaluationResult, painted_table
 from mura_ray.render.tables import Table, cell_text, shown
-
-DISCLAIMER = "Research software. Not a medical device: not for diagnosis, triage or treatment."
 
 _CHAPTERS = {
     "Results": ("metrics", "metrics_more", "roc", "auroc_by_type", "operating_points"),
@@ -77,50 +76,34 @@ def model_card(result: EvaluationResult, provenance: Provenance) -> str:
     rows = ["| " + " | ".join(str(cell) for cell in row.values()) + " |" for row in overall]
     description = provenance.description
     lines = [
-        f"# Model card: ensemble {description.id}", "", f"> {DISCLAIMER}", "",
+        f"# Model card: ensemble {description.id}", "", f"> {NOTICE}", "",
         "## Model", "",
         f"{len(description.members)} DenseNet-169 of {description.image_size} x {description.image_size} px "
         f"(Rajpurkar et al., MURA, 2018); a study is called abnormal above {description.threshold:g}, the mean "
         f"over its views and the members. Made at revision {description.git_revision}, {description.created}.", "",
-        "## Intended use", "",
-        "Research on detecting abnormal upper-extremity radiographs. Not for other body parts, other modalities, "
-        "children where the training data has none, or any decision about a patient.", "",
+        "## Intended use", "", *(f"- {use}" for use in INTENDED_USE), "",
         "## Training data", "",
         f"Data set {description.data_id} (manifest sha256 {description.data_manifest_sha256}).", "",
-        "## Recipe", "", *(f"- {name}: {value}" for name, value in shared_settings(description).items()), "",
+        "## Recipe", "", *(f"- {name}: {value}" for name, value in _settings(description).items()), "",
         "## Choices", "", *(f"- {name}: {where}" for name, where in provenance.choices.items()), "",
         f"## Results on {result.data['name']} ({result.data['id']}), split {result.data['split']}", "",
         *(f"NOTE: {note}\n" for note in result.notes), head, rule, *rows, "", *METHODS, "",
-        "## Limits", "",
-        "Labels are those of the data set, one reader's report each unless it says otherwise. The probability is not "
-        "calibrated unless a calibration is named. Another hospital's devices, patients and share of abnormal studies "
-        "change every number above. A map shows what speaks for the answer in this network, not where the abnormality "
-        "is.",
+        "## Limits", "", *(f"- {limit}" for limit in LIMITS),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
 
 
-def shared_settings(description: EnsembleDescription) -> dict[str, Any]:
+def _settings(description: EnsembleDescription) -> dict[str, str]:
     """Training settings by name: the value that all members share, else each member's."""
-    configs = [member.config.model_dump(mode="json") for member in description.members]
-    return {
-        name: value
-        if all(config[name] == value for config in configs)
-        else ", ".join(str(config[name]) for config in configs)
-        for name, value in configs[0].items()
-    }
-
-
-def painted_table(painted: pd.DataFrame) -> Table:
-    """How much the overlays paint, by label."""
-    frame = painted.assign(label=painted["label"].map({0: "normal", 1: "abnormal"}))
-    return Table("painted", "Share of a view's pixels that its overlay paints, and strength over all of them", frame)
+    shared, each = training_settings(description)
+    differing = {name: ", ".join(str(own[name]) for own in each) for name in each[0]}
+    return {name: str(value) for name, value in shared.items()} | differing
 
 
 def _summary(result: EvaluationResult) -> list[Part]:
     overall = result.metrics[OVERALL]
     return [
-        Text(DISCLAIMER, "notice"),
+        Text(NOTICE, "notice"),
         *(Text(f"Note: {note}", "notice") for note in result.notes),
         Text(
             f"Ensemble {result.ensemble_id} on {result.data['name']} ({result.data['id']}), split "
@@ -141,9 +124,7 @@ def _recipe(result: EvaluationResult, provenance: Provenance) -> list[Part]:
         _pairs("data", "Data", result.data),
         _pairs("choices", "Which split decided what", provenance.choices),
         Table("members", "Members", members),
-        _pairs(
-            "settings", "Training settings", {k: str(v) for k, v in shared_settings(provenance.description).items()}
-        ),
+        _pairs("settings", "Training settings", _settings(provenance.description)),
     ]
 
 

@@ -6,21 +6,17 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from mura_ray.domain import STUDY_TYPES
-from mura_ray.stats.paper import (
+from mura_ray.domain import OVERALL, STUDY_TYPES
+from mura_ray.stats.paper import TYPE_SIZES, Cell, Comparison, PaperResult
+from mura_ray.stats.published import (
     ABNORMAL_STUDIES,
     MODEL_SENSITIVITY,
     MODEL_SPECIFICITY,
     NORMAL_STUDIES,
-    OVERALL,
     TEST_STUDIES,
-    TYPE_SIZES,
-    Cell,
-    Comparison,
-    Contingency,
-    PaperResult,
     untold_test_labels,
 )
+from mura_ray.stats.two_by_two import Contingency
 
 _WIDTH = 116
 

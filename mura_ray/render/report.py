@@ -15,7 +15,6 @@ from mura_ray.stats.estimates import DRAWS, MIN_COUNT
 from mura_ray.stats.localisation import PointingGame
 from mura_ray.stats.metrics import Metrics
 
-OVERALL = "overall"
 COLUMNS = {
     "auroc": "AUROC", "sensitivity": "sensitivity", "specificity": "specificity", "kappa": "kappa",
 }  # fmt: skip
@@ -45,7 +44,7 @@ class EvaluationResult:
         data: the data set's `name` and `id`, the `split`, and its `split_policy`.
         threshold: a study is called abnormal iff its probability is greater.
         notes: why the numbers are not those of new patients, if they are not.
-        metrics: by study type, and last over all studies (`OVERALL`).
+        metrics: by study type, and last over all studies (`domain.OVERALL`).
         studies: a row per study: study (its key), study_type, patient_id, label, num_views, probability, abnormal.
         painted: a row per label: label, num_views, and the mean over the views of the overlay's share of painted
             pixels and of its strength over all pixels.
@@ -82,11 +81,10 @@ def evaluation_text(result: EvaluationResult) -> str:
         f"by ensemble {result.ensemble_id}; abnormal above {result.threshold:g}"
     )
     game = [] if result.localisation is None else [_localisation_text(result.localisation)]
-    game = [_painted_text(result.painted), *game]
     notes = [textwrap.fill(f"NOTE: {note}", _WIDTH) for note in result.notes]
     methods = [textwrap.fill(method, _WIDTH) for method in METHODS]
     tables = [as_text(table) for table in result.metric_tables]
-    more = [f"{table.title}\n{as_text(table)}" for table in result.tables]
+    more = [f"{table.title}\n{as_text(table)}" for table in (*result.tables, painted_table(result.painted))]
     return "\n\n".join([head, *notes, *tables, *more, *game, "\n".join(methods)])
 
 
@@ -117,12 +115,11 @@ def _metrics_frame(metrics: Mapping[str, Metrics], columns: Mapping[str, str]) -
     return pd.DataFrame(rows)
 
 
-def _painted_text(painted: pd.DataFrame) -> str:
-    lines = ["Overlays: share of a view's pixels that are painted, and strength over all of them (1: the strongest)"]
-    for label, word in ((NORMAL, "normal"), (ABNORMAL, "abnormal")):
-        for row in painted[painted["label"] == label].to_dict(orient="records"):
-            lines.append(f"  labelled {word:<9} {row['share']:.3f}, {row['strength']:.3f}  ({row['num_views']} views)")
-    return "\n".join(lines)
+def painted_table(painted: pd.DataFrame) -> Table:
+    """How much the overlays paint, by label."""
+    frame = painted.assign(label=painted["label"].map({NORMAL: "normal", ABNORMAL: "abnormal"}))
+    title = "Overlays: share of a view's pixels that are painted, and strength over all of them (1: the strongest)"
+    return Table("painted", title, frame)
 
 
 def _localisation_text(game: PointingGame) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any, Literal
 
+from mura_ray.domain import NOTICE
 from mura_ray.render import sweep_charts
 from mura_ray.render.sweep_charts import Axis, Line
 
@@ -20,7 +21,6 @@ COST = (
     "validation. It leaves out epochs that were never finished, the start of workers, copies of the data set and work "
     "done again after faults."
 )
-DISCLAIMER = "Research software. Not a medical device: not for diagnosis, triage or treatment."
 
 Status = Literal["running", "interrupted", "finished", "stopped early", "failed"]
 
@@ -126,7 +126,7 @@ def sweep_page(sweep: Sweep, updated: str) -> str:
         reload="" if is_over else '<meta http-equiv="refresh" content="60">\n',
         style=_STYLE,
         body="\n".join(sections),
-        disclaimer=DISCLAIMER,
+        disclaimer=NOTICE,
         cost=COST,
         script=_SCRIPT,
     )

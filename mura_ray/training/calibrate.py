@@ -3,7 +3,7 @@
 import pandas as pd
 
 from mura_ray import store
-from mura_ray.model.ensemble import DESCRIPTION, EnsembleDescription, calibrate_ensemble, read_description
+from mura_ray.model.ensemble import EnsembleDescription, calibrate_ensemble, ensemble_folder, read_description
 from mura_ray.platt import FittedOn
 from mura_ray.stats.calibration import fit_calibration
 
@@ -27,7 +27,7 @@ def calibrate(
         ValueError: the members were trained on these studies, the fit is impossible (see `fit_calibration`), or the
             ensemble cannot be written (see `calibrate_ensemble`).
     """
-    uri = store.absolute(ensemble_uri).removesuffix(f"/{DESCRIPTION}")
+    uri = ensemble_folder(store.absolute(ensemble_uri))
     if split == "train" and data_id == read_description(uri).data_id:
         raise ValueError(
             f"the members of {uri} learned from the split 'train' of {data_id}, where they are surer than they are of "

@@ -7,11 +7,13 @@ import pandas as pd
 import pytest
 
 from mura_ray.config import Augmentation, TrialConfig
-from mura_ray.render.report import OVERALL, EvaluationResult, write_numbers
+from mura_ray.domain import NOTICE, OVERALL
+from mura_ray.model.card import INTENDED_USE, LIMITS
+from mura_ray.render.report import EvaluationResult, write_numbers
 from mura_ray.stats.estimates import Estimate
 from mura_ray.stats.metrics import Metrics
 from serve.api import build_api
-from serve.model_card import INTENDED_USE, LIMITS, NOTICE, read_evaluations
+from serve.model_card import read_evaluations
 from serve.release import Release, Releases
 from tests.unit.api_client import CALIBRATION, DESCRIPTION, Calibrated, Client, MeanGray, client_of
 

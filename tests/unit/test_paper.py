@@ -7,9 +7,11 @@ import pytest
 from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score
 
-from mura_ray.domain import STUDY_TYPES
-from mura_ray.stats import paper
-from mura_ray.stats.paper import OVERALL, READERS, TABLE_2, Contingency, rederive, smallest_mcnemar_p
+from mura_ray.domain import OVERALL, STUDY_TYPES
+from mura_ray.stats import paper, published
+from mura_ray.stats.paper import rederive, smallest_mcnemar_p
+from mura_ray.stats.published import READERS, TABLE_2
+from mura_ray.stats.two_by_two import Contingency, Size
 
 HALF_UNIT = Decimal("0.0005")
 
@@ -48,7 +50,7 @@ def exact_kappa_and_variance(table: tuple[int, ...]) -> tuple[Fraction, Fraction
     return (observed - expected) / (1 - expected), observed * (1 - observed) / (num * (1 - expected) ** 2)
 
 
-def tables_by_brute_force(cell: paper.Cell, size: paper.Size) -> list[tuple[int, ...]]:
+def tables_by_brute_force(cell: paper.Cell, size: Size) -> list[tuple[int, ...]]:
     found = []
     for tp, fp in itertools.product(range(size.abnormal + 1), range(size.num - size.abnormal + 1)):
         table = (tp, size.abnormal - tp, fp, size.num - size.abnormal - fp)
@@ -196,16 +198,16 @@ def test_smallest_mcnemar_p_is_that_of_all_pairings(a, b):
 def test_every_sum_of_table_1_adds_up(result):
     assert len(result.sums) == 19
     assert [item for item in result.sums if not item.adds_up] == []
-    assert paper.untold_test_labels() == (104, 103)
+    assert published.untold_test_labels() == (104, 103)
 
 
 @pytest.mark.parametrize("row", STUDY_TYPES)
 @pytest.mark.parametrize("column", range(5))
 def test_a_changed_number_of_table_1_breaks_a_row_and_a_column(monkeypatch, row, column):
-    counts = list(paper.TABLE_1[row])
+    counts = list(published.TABLE_1[row])
     counts[column] += 1
-    monkeypatch.setitem(paper.TABLE_1, row, tuple(counts))
-    wrong = {item.name for item in paper.table_1_sums() if not item.adds_up}
+    monkeypatch.setitem(published.TABLE_1, row, tuple(counts))
+    wrong = {item.name for item in published.table_1_sums() if not item.adds_up}
     assert len(wrong) == 2
     assert f"studies, {row}" in wrong
 

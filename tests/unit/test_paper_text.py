@@ -3,7 +3,8 @@ import re
 import pytest
 
 from mura_ray.render.paper_text import paper_text
-from mura_ray.stats.paper import READERS, TABLE_2, PaperResult, rederive
+from mura_ray.stats.paper import PaperResult, rederive
+from mura_ray.stats.published import READERS, TABLE_2
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from pydicom.filereader import dcmread
 
+from mura_ray.domain import NOTICE
 from mura_ray.images import read_gray
 from mura_ray.render.overlay import overlay
 from serve.api import PREDICT_DICOM_PATH
-from serve.model_card import NOTICE
 from tests.unit.api_client import CAM, LEFT, Calibrated, MeanGray, client_of, post, problem_of
 from tests.unit.dicom_files import STUDY_UID, dicom, phantom, run_tool
 
