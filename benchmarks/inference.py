@@ -30,7 +30,7 @@ from benchmarks.loader.radiographs import draw
 from mura_ray.images import resize_gray
 from mura_ray.model.densenet import AbnormalityNet
 from mura_ray.model.ensemble import read_description
-from mura_ray.model.inference import make_engine
+from mura_ray.model.inference import has_bf16, make_engine
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NUM_VIEWS = {"cpu": (1, 2, 8), "cuda": (1, 2, 8, 32)}[DEVICE]
@@ -113,6 +113,8 @@ def _ways() -> dict[str, Callable[[Sequence[AbnormalityNet], int], Way]]:
         "ours: fp32": _engine("fp32"),
         "ours: auto": _engine("auto"),
     }
+    if DEVICE == "cpu" and not has_bf16():
+        return ways
     return ways | {f"ours: {name}": _engine(name)}
 
 

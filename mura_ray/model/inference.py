@@ -59,7 +59,7 @@ def make_engine(networks: Sequence[AbnormalityNet], image_size: int, device: str
         return CudaGraphs(networks, image_size, device, fp16=precision == "fp16")
     if precision in ("graphs", "fp16"):
         raise ValueError(f"precision {precision!r} is for a GPU; on a CPU choose fp32, bf16 or auto")
-    if precision == "bf16" and not _has_bf16():
+    if precision == "bf16" and not has_bf16():
         raise ValueError("precision 'bf16' is slow here: the processor has no AVX512_BF16 or AMX; choose auto")
     return OpenVino(networks, image_size, bf16=precision == "bf16")
 
@@ -69,7 +69,7 @@ def exact_convolutions() -> AbstractContextManager[None]:
     return torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
 
 
-def _has_bf16() -> bool:
+def has_bf16() -> bool:
     """Whether this processor multiplies bfloat16 itself."""
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 

@@ -86,7 +86,7 @@ def test_auto_moves_no_probability_by_more_than_serving_allows(exact: Engine, fa
 def test_bf16_is_near_and_no_more(
     networks: Sequence[AbnormalityNet], exact: Engine, pixels: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(inference, "_has_bf16", lambda: True)  # emulated elsewhere
+    monkeypatch.setattr(inference, "has_bf16", lambda: True)  # emulated elsewhere
     logits, maps = make_engine(networks, SIZE, "cpu", "bf16")(pixels)
     expected_logits, expected_maps = exact(pixels)
     assert np.abs(expit(logits) - expit(expected_logits)).max() < 1e-1
@@ -164,6 +164,6 @@ def test_what_is_for_a_gpu_is_refused(networks: Sequence[AbnormalityNet], precis
 def test_bf16_is_refused_where_it_would_be_emulated(
     networks: Sequence[AbnormalityNet], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(inference, "_has_bf16", lambda: False)
+    monkeypatch.setattr(inference, "has_bf16", lambda: False)
     with pytest.raises(ValueError, match="no AVX512_BF16 or AMX; choose auto"):
         make_engine(networks, SIZE, "cpu", "bf16")
