@@ -14,6 +14,9 @@ NORMAL, ABNORMAL = 0, 1
 OVERALL = "overall"
 """Stands beside the study types where all of them are meant."""
 
+PROBABILITY_EDGES = tuple(step / 20 for step in range(1, 21))
+"""Where the distribution of study probabilities is counted: at most 0.05, 0.1, ..., 1."""
+
 NOTICE = "Research use only. Not a medical device: not for diagnosis, triage or treatment."
 
 

@@ -129,7 +129,9 @@ def ray_record() -> Record:
     records: dict[str, Callable[[float, dict[str, str]], None]] = {}
     for one in INSTRUMENTS:
         tags: Any = one.tags  # Ray's annotation says one tag, its text any number
-        if one.boundaries is None:
+        if one.is_gauge:
+            records[one.name] = ray.serve.metrics.Gauge(one.name, one.description, tags).set
+        elif one.boundaries is None:
             records[one.name] = ray.serve.metrics.Counter(one.name, one.description, tags).inc
         else:
             histogram = ray.serve.metrics.Histogram(one.name, one.description, list(one.boundaries), tags)

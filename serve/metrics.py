@@ -4,6 +4,7 @@ Nothing in it tells one study, patient or file from another.
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Literal
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mura_ray.domain import StudyPrediction
+from mura_ray.domain import PROBABILITY_EDGES, STUDY_TYPES, StudyPrediction
 from serve.problems import MEDIA_TYPE
 
 Stage = Literal["decode", "wait", "forward", "encode", "total"]
@@ -29,26 +30,34 @@ PREFIX = "ray_"
 
 @dataclass(frozen=True)
 class Instrument:
-    """A histogram, or a counter if it has no boundaries."""
+    """A histogram where it has boundaries; else a counter, or a gauge, which is set and not added to."""
 
     name: str
     description: str
     tags: tuple[str, ...] = ()
     boundaries: Sequence[float] | None = None
+    is_gauge: bool = False
 
     @property
     def exported(self) -> tuple[str, ...]:
         """The names of its series in Prometheus."""
+        if self.is_gauge:
+            return (f"{PREFIX}{self.name}",)
         suffixes = ("_total",) if self.boundaries is None else ("_bucket", "_sum", "_count")
         return tuple(f"{PREFIX}{self.name}{suffix}" for suffix in suffixes)
 
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200)
-_TWENTIETHS = tuple(step / 20 for step in range(1, 21))
 
 STAGE_SECONDS = Instrument("mura_stage_seconds", "time of one stage of a prediction", ("stage",), _SECONDS)
 BATCH_VIEWS = Instrument("mura_batch_views", "views in one forward pass", (), (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64))
-PROBABILITY = Instrument("mura_probability", "study probabilities", ("study_type",), _TWENTIETHS)
+PROBABILITY = Instrument("mura_probability", "study probabilities", ("study_type",), PROBABILITY_EDGES)
+PROBABILITY_REFERENCE = Instrument(
+    "mura_probability_reference",
+    "share of the reference's studies whose probability is at most `le`",
+    ("study_type", "le"),
+    is_gauge=True,
+)
 PROBLEMS = Instrument("mura_problems", "requests answered with a problem", ("kind", "status"))
 VIEWS = Instrument("mura_views", "views predicted", ("format",))
 SHADOW_DIFFERENCE = Instrument(
@@ -57,7 +66,7 @@ SHADOW_DIFFERENCE = Instrument(
     ("decision",),
     (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1),
 )
-INSTRUMENTS = (STAGE_SECONDS, BATCH_VIEWS, PROBABILITY, PROBLEMS, VIEWS, SHADOW_DIFFERENCE)
+INSTRUMENTS = (STAGE_SECONDS, BATCH_VIEWS, PROBABILITY, PROBABILITY_REFERENCE, PROBLEMS, VIEWS, SHADOW_DIFFERENCE)
 
 
 def ignore(_name: str, _value: float, _tags: dict[str, str], /) -> None:
@@ -91,6 +100,17 @@ class Metrics:
         self._record(PROBABILITY.name, prediction.probability, {"study_type": study_type or "unknown"})
         for content in views:
             self._record(VIEWS.name, 1, {"format": view_format(content)})
+
+    def reference(self, counts: Mapping[str, Sequence[int]]) -> None:
+        """What the probabilities are to be compared with, as `serve.model_card.drift_reference` gives it.
+
+        A study type that the reference lacks is set to NaN: nothing is compared with what an earlier ensemble had.
+        """
+        for study_type in STUDY_TYPES:
+            of_type = counts.get(study_type) or [0] * len(PROBABILITY_EDGES)
+            for edge, count in zip(PROBABILITY_EDGES, of_type, strict=True):
+                share = count / of_type[-1] if of_type[-1] else math.nan
+                self._record(PROBABILITY_REFERENCE.name, share, {"study_type": study_type, "le": str(edge)})
 
     def shadow(self, difference: float, changed: bool) -> None:
         """A candidate differs so much from the answer, and changed its decision or not."""

@@ -1,7 +1,7 @@
 """The model card that `/v1/ensemble` gives: what an ensemble was made of, how good it was found, what it is not for."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, Field
@@ -45,6 +45,9 @@ class Evaluation(BaseModel):
     data: EvaluatedData
     notes: list[str] = Field(description="why the numbers are not those of new patients, if they are not")
     metrics: dict[str, dict[str, Any]] = Field(description="by study type, and overall")
+    probabilities: dict[str, list[int]] = Field(
+        description="by study type, how many studies' probabilities are at most 0.05, 0.10, ... 1"
+    )
 
 
 class EnsembleAnswer(BaseModel):
@@ -115,6 +118,17 @@ def read_evaluations(uri: str, ensemble_id: str) -> list[Evaluation]:
     except (ValueError, OSError) as error:
         _logger.warning("no evaluations are shown of the ensemble %s: %s", ensemble_id, error)
         return []
+
+
+def drift_reference(evaluations: Sequence[Evaluation], data_id: str) -> Mapping[str, Sequence[int]]:
+    """The probabilities that those of new studies are compared with: an evaluation's `probabilities`.
+
+    Of the evaluations on the data set that the members were trained on, the one of `valid`; else any of them that is
+    not of `train`, whose studies the members know by heart; else nothing.
+    """
+    usable = [one for one in evaluations if one.data.id == data_id and one.data.split != "train"]
+    first = min(usable, key=lambda one: one.data.split != "valid", default=None)
+    return first.probabilities if first else {}
 
 
 def _evaluation(file: str) -> Evaluation | None:

@@ -17,7 +17,7 @@ from serve.batching import Batcher
 from serve.decoding import Damaged, DecodedStudy, Upload, decode_study
 from serve.limits import Limits
 from serve.metrics import Metrics
-from serve.model_card import Evaluation
+from serve.model_card import Evaluation, drift_reference
 from serve.schemas import (
     CamForm,
     EnsembleReference,
@@ -107,6 +107,7 @@ class Answers:
         """Has an ensemble answer the studies that come from now on. Those in work stay with the one before it."""
         batcher = Batcher(predictor.predict_studies, predictor.max_views, self._metrics)
         self._release = _Release(predictor.description, batcher, evaluations)
+        self._metrics.reference(drift_reference(evaluations, predictor.description.data_id))
 
     def show_to(self, candidate: Predictor | None) -> None:
         """Has a candidate predict in the shadow of what answers; None: nobody."""

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import pandas as pd
 
 from mura_ray import store
-from mura_ray.domain import ABNORMAL, NORMAL
+from mura_ray.domain import ABNORMAL, NORMAL, PROBABILITY_EDGES
 from mura_ray.render.document import Picture
 from mura_ray.render.tables import NOT_ESTIMABLE, Table, as_csv, as_text, cell_text
 from mura_ray.stats.estimates import DRAWS, MIN_COUNT
@@ -100,10 +100,19 @@ def write_numbers(result: EvaluationResult, out: str) -> None:
         "notes": result.notes,
         "methods": METHODS,
         "metrics": {name: asdict(row) for name, row in result.metrics.items()},
+        "probabilities": _probability_counts(result.studies),
         "painted": result.painted.to_dict(orient="records"),
         "localisation": result.localisation and asdict(result.localisation),
     }
     store.write_bytes(store.join(out, "metrics.json"), json.dumps(content, indent=2, allow_nan=False).encode() + b"\n")
+
+
+def _probability_counts(studies: pd.DataFrame) -> dict[str, list[int]]:
+    """By study type, how many studies' probabilities are at most each of `PROBABILITY_EDGES`."""
+    return {
+        str(name): [int((of["probability"] <= edge).sum()) for edge in PROBABILITY_EDGES]
+        for name, of in studies.groupby("study_type")
+    }
 
 
 def _metrics_frame(metrics: Mapping[str, Metrics], columns: Mapping[str, str]) -> pd.DataFrame:

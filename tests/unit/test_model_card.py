@@ -13,7 +13,7 @@ from mura_ray.render.report import EvaluationResult, write_numbers
 from mura_ray.stats.estimates import Estimate
 from mura_ray.stats.metrics import Metrics
 from serve.api import build_api
-from serve.model_card import read_evaluations
+from serve.model_card import EvaluatedData, Evaluation, drift_reference, read_evaluations
 from serve.release import Release, Releases
 from tests.unit.api_client import CALIBRATION, DESCRIPTION, Calibrated, Client, MeanGray, client_of
 
@@ -33,7 +33,7 @@ def evaluate(home, split="test", ensemble_id=DESCRIPTION.id):
         threshold=0.5,
         notes=(NOTE,),
         metrics={"wrist": metrics, OVERALL: metrics},
-        studies=pd.DataFrame({"study": ["a"]}),
+        studies=pd.DataFrame({"study": ["a", "b"], "study_type": "wrist", "probability": [0.05, 0.62]}),
         painted=pd.DataFrame({"label": [0]}),
         localisation=None,
     )
@@ -93,6 +93,30 @@ class TestCard:
     def test_is_described(self):
         answer = client_of().get("/openapi.json").json()["components"]["schemas"]["EnsembleAnswer"]
         assert {"data", "recipe", "calibration", "metrics", "limits", "git_revision"} <= set(answer["required"])
+
+
+class TestDriftReference:
+    def read(self, folder, *splits, data_id="feedfeedfeedfeed"):
+        for split in splits:
+            evaluate(folder, split)
+        return drift_reference(read_evaluations(str(folder / "ensemble"), DESCRIPTION.id), data_id)
+
+    def test_counts_the_studies_up_to_each_edge(self, tmp_path):
+        assert self.read(tmp_path, "valid") == {"wrist": [1] * 12 + [2] * 8}
+
+    def test_is_of_valid_else_of_what_was_held_out(self):
+        test, valid, train, other = (
+            Evaluation(
+                data=EvaluatedData(id="a" if split else "b", name="mura", split=split or "valid"),
+                notes=[],
+                metrics={},
+                probabilities={split or "other": [1]},
+            )
+            for split in ("test", "valid", "train", "")
+        )
+        assert drift_reference([test, valid, train, other], "a") == {"valid": [1]}
+        assert drift_reference([other, train, test], "a") == {"test": [1]}
+        assert drift_reference([train, other], "a") == {}
 
 
 class TestEvaluations:

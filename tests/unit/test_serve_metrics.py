@@ -1,4 +1,5 @@
 import json
+import math
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from serve.metrics import (
     INSTRUMENTS,
     PREFIX,
     PROBABILITY,
+    PROBABILITY_REFERENCE,
     PROBLEMS,
     SHADOW_DIFFERENCE,
     STAGE_SECONDS,
@@ -58,6 +60,17 @@ def test_problems_are_counted_by_kind(views, expected):
     assert recorded.of(PROBLEMS) == [(1, dict(zip(("kind", "status"), expected, strict=True)))]
     assert recorded.of(PROBABILITY) == []
     assert "total" not in [tags["stage"] for _, tags in recorded.of(STAGE_SECONDS)]
+
+
+def test_the_reference_is_the_share_of_studies_up_to_each_edge_and_of_no_type_that_it_lacks():
+    recorded = Recorded()
+    recorded.records.clear()
+    Metrics(lambda *record: recorded.records.append(record)).reference({"hand": [1] * 9 + [3] * 10 + [4]})
+    shares = {(tags["study_type"], tags["le"]): value for value, tags in recorded.of(PROBABILITY_REFERENCE)}
+    assert len(shares) == 7 * 20
+    assert (shares["hand", "0.05"], shares["hand", "0.45"], shares["hand", "0.5"]) == (0.25, 0.25, 0.75)
+    assert (shares["hand", "0.95"], shares["hand", "1.0"]) == (0.75, 1.0)
+    assert all(math.isnan(value) for (study_type, _), value in shares.items() if study_type != "hand")
 
 
 def test_a_fault_and_an_unknown_path_are_counted_by_status():
