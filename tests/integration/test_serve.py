@@ -18,11 +18,12 @@ from PIL import Image
 
 from mura_ray.config import ENSEMBLE_SIZE
 from mura_ray.images import read_gray
-from mura_ray.model.ensemble import Ensemble
+from mura_ray.model.ensemble import Ensemble, read_description
 from mura_ray.ports import free_port
 from serve.audit import verify
 from serve.record import read_rows
 from serve.tokens import add_token, revoke_token
+from tests.evaluations import write_evaluation
 from tests.serving import CONFIG, pids_of_session, ready, served, wait_until, write_random_ensemble
 
 pytestmark = pytest.mark.slow
@@ -43,7 +44,10 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ensemble_folder(folder):
-    return write_random_ensemble(folder)
+    ensemble = write_random_ensemble(folder)
+    description = read_description(str(ensemble))
+    write_evaluation(ensemble.parent, "valid", description.id, description.data_id)
+    return ensemble
 
 
 @pytest.fixture(scope="module")

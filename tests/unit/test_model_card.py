@@ -3,44 +3,16 @@
 import asyncio
 import json
 
-import pandas as pd
 import pytest
 
 from mura_ray.config import Augmentation, TrialConfig
 from mura_ray.domain import NOTICE, OVERALL
 from mura_ray.model.card import INTENDED_USE, LIMITS
-from mura_ray.render.report import EvaluationResult, write_numbers
-from mura_ray.stats.estimates import Estimate
-from mura_ray.stats.metrics import Metrics
 from serve.api import build_api
 from serve.model_card import EvaluatedData, Evaluation, drift_reference, read_evaluations
 from serve.release import Release, Releases
+from tests.evaluations import NOTE, write_evaluation
 from tests.unit.api_client import CALIBRATION, DESCRIPTION, Calibrated, Client, MeanGray, client_of
-
-NOTE = "optimistic numbers: epochs and members are chosen on the split 'valid'"
-
-
-def evaluate(home, split="test", ensemble_id=DESCRIPTION.id):
-    """Leaves what an evaluation leaves beside `home/ensemble`."""
-    metrics = Metrics(
-        num_studies=10, num_abnormal=5, auroc=Estimate(0.9, 0.8, 1.0), auroc_delong=Estimate(0.9, 0.7, 1.0),
-        sensitivity=Estimate(0.8, 0.4, 0.9), specificity=Estimate(0.6, 0.3, 0.8), ppv=Estimate(), npv=Estimate(),
-        kappa=Estimate(), kappa_clustered=Estimate(), brier=Estimate(), ece=Estimate(),
-    )  # fmt: skip
-    result = EvaluationResult(
-        ensemble_id=ensemble_id,
-        data={"name": "mura", "id": "feedfeedfeedfeed", "split": split, "split_policy": "mura"},
-        threshold=0.5,
-        notes=(NOTE,),
-        metrics={"wrist": metrics, OVERALL: metrics},
-        studies=pd.DataFrame({"study": ["a", "b"], "study_type": "wrist", "probability": [0.05, 0.62]}),
-        painted=pd.DataFrame({"label": [0]}),
-        localisation=None,
-    )
-    folder = home / f"evaluation-{split}-feedfeedfeedfeed-{ensemble_id}"
-    folder.mkdir(parents=True)
-    write_numbers(result, str(folder))
-    return folder
 
 
 def card_of(predictor=None, evaluations=()):
@@ -79,9 +51,9 @@ class TestCard:
         assert card_of()["metrics"] == []
 
     def test_has_the_metrics_of_each_evaluation_with_its_notes(self, tmp_path):
-        evaluate(tmp_path, "valid")
-        evaluate(tmp_path, "test")
-        evaluate(tmp_path, "test", ensemble_id="fedcba9876543210")
+        write_evaluation(tmp_path, "valid", DESCRIPTION.id)
+        write_evaluation(tmp_path, "test", DESCRIPTION.id)
+        write_evaluation(tmp_path, "test", "fedcba9876543210")
         test, valid = card_of(evaluations=read_evaluations(str(tmp_path / "ensemble"), DESCRIPTION.id))["metrics"]
         assert test["data"] == {"name": "mura", "id": "feedfeedfeedfeed", "split": "test"}
         assert valid["data"]["split"] == "valid"
@@ -98,7 +70,7 @@ class TestCard:
 class TestDriftReference:
     def read(self, folder, *splits, data_id="feedfeedfeedfeed"):
         for split in splits:
-            evaluate(folder, split)
+            write_evaluation(folder, split, DESCRIPTION.id)
         return drift_reference(read_evaluations(str(folder / "ensemble"), DESCRIPTION.id), data_id)
 
     def test_counts_the_studies_up_to_each_edge(self, tmp_path):
@@ -121,8 +93,8 @@ class TestDriftReference:
 
 class TestEvaluations:
     def test_those_that_cannot_be_read_are_left_out_and_logged(self, tmp_path, caplog):
-        evaluate(tmp_path, "test")
-        damaged = evaluate(tmp_path, "valid") / "metrics.json"
+        write_evaluation(tmp_path, "test", DESCRIPTION.id)
+        damaged = write_evaluation(tmp_path, "valid", DESCRIPTION.id) / "metrics.json"
         for content in (b"{", json.dumps({"metrics": {}}).encode(), b"\xff"):
             damaged.write_bytes(content)
             caplog.clear()
@@ -137,7 +109,7 @@ class TestEvaluations:
         assert read_evaluations(uri, DESCRIPTION.id) == []
 
     def test_those_of_the_next_ensemble_come_with_it(self, tmp_path):
-        evaluate(tmp_path / "next", "test", Calibrated.description.id)
+        write_evaluation(tmp_path / "next", "test", Calibrated.description.id)
         app = build_api(MeanGray())
         releases = Releases(app.state.answers, lambda _: Calibrated(), "first")
         asyncio.run(releases.change(Release(ensemble=str(tmp_path / "next" / "ensemble"))))
