@@ -199,6 +199,7 @@ def _report(manifest: Manifest, dest: str) -> str:
     for entry in manifest.quarantined:
         lost = f"; with it study {entry.lost_study}" if entry.lost_study else ""
         lines.append(f"  {entry.path}: {entry.reason}{lost}")
+    lines += [f"note: {one.split}, {one.path}: {one.warning} ({one.count} such)" for one in manifest.warned]
     return "\n".join(lines)
 
 

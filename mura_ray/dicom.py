@@ -61,6 +61,12 @@ class Radiograph:
     study_uid: str | None = None
     warnings: tuple[str, ...] = ()
 
+    def warnings_as(self, study_type: str | None) -> tuple[str, ...]:
+        """The warnings about a view of a study of this type; None: the type is not known."""
+        if study_type and self.study_type and study_type != self.study_type:
+            return *self.warnings, f"BodyPartExamined (0018,0015) says {self.study_type}, not {study_type}"
+        return self.warnings
+
 
 def read_radiograph(content: bytes) -> Radiograph:
     """Reads a DICOM, PNG or JPEG file; its content tells which.

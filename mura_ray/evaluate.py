@@ -16,7 +16,7 @@ from mura_ray.config import THRESHOLD, Locations
 from mura_ray.data.leakage import find_leakage
 from mura_ray.data.manifest import read_table
 from mura_ray.evaluation.ablating import ablate
-from mura_ray.evaluation.assessment import assess, calibrated_table, split_notes
+from mura_ray.evaluation.assessment import assess, calibrated_table, calibration_notes, split_notes
 from mura_ray.evaluation.comparing import compare_predictions
 from mura_ray.evaluation.inputs import read_answers
 from mura_ray.evaluation.localising import localisation_tables
@@ -221,10 +221,12 @@ class _Judged(NamedTuple):
 
 def _judged(arguments: argparse.Namespace, uri: str) -> _Judged:
     data, split = cli.location(arguments.data, "data"), arguments.split or "test"
-    leakage = find_leakage(data, split, read_description(uri).data_id, arguments.trained_on)
+    description = read_description(uri)
+    leakage = find_leakage(data, split, description.data_id, arguments.trained_on)
     leakage.refuse(allow=arguments.allow_leakage)
     predictions = predict_split(_load(uri), data, split)
-    return _Judged(predictions, (*split_notes(predictions.manifest, split), *leakage.notes))
+    notes = split_notes(predictions.manifest, split), calibration_notes(description, predictions.manifest, split)
+    return _Judged(predictions, (*itertools.chain(*notes), *leakage.notes))
 
 
 def _load(uri: str) -> Ensemble:

@@ -135,14 +135,8 @@ def _pixel_warnings(views: Sequence[DecodedView]) -> list[str]:
 
 
 def _header_warnings(views: Sequence[DecodedView], study_type: str | None) -> list[str]:
-    warnings = [f"{view.name}: {warning}" for view in views for warning in view.radiograph.warnings]
-    known = study_type
-    for view in views:
-        said = view.radiograph.study_type
-        known = known or said
-        if said and said != known:
-            warnings.append(f"{view.name}: BodyPartExamined (0018,0015) says {said}, not {known}")
-    return warnings
+    known = study_type or next((view.radiograph.study_type for view in views if view.radiograph.study_type), None)
+    return [f"{view.name}: {warning}" for view in views for warning in view.radiograph.warnings_as(known)]
 
 
 def _unpacked(uploads: Sequence[Upload], limits: Limits) -> Iterator[Upload]:

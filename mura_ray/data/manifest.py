@@ -58,6 +58,18 @@ class Quarantined(Settings):
     lost_study: str | None = None
 
 
+class Warned(Settings):
+    """Files that are in the shards, but whose pixels or labels may mean less than they should, and why.
+
+    `path` is the first of the split's `count`.
+    """
+
+    warning: str
+    split: str
+    count: int
+    path: str
+
+
 class Manifest(Settings):
     """All of a converted data set.
 
@@ -74,6 +86,7 @@ class Manifest(Settings):
     splits: dict[str, Split]
     class_weights: dict[str, tuple[float, float]]
     quarantined: tuple[Quarantined, ...] = ()
+    warned: tuple[Warned, ...] = ()
 
 
 def content_id(name: str, image_size: int, splits: Mapping[str, Split]) -> str:

@@ -7,7 +7,7 @@ only what is missing. Nothing in the result depends on when, where, in what orde
 import hashlib
 import json
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property
@@ -27,6 +27,7 @@ from mura_ray.data.manifest import (
     Shard,
     Split,
     TypeCount,
+    Warned,
     content_id,
     read_manifest,
     write_manifest,
@@ -299,9 +300,23 @@ def _finish(plan: _Plan, results: _Results, made: Mapping[str, tuple[Shard, ...]
             {(name, label): count.images[label] for name, count in training.items() for label in (NORMAL, ABNORMAL)}
         ),
         quarantined=_quarantine(results),
+        warned=_warned(kept),
     )
     write_manifest(plan.dest, manifest)
     return manifest
+
+
+def _warned(kept: Mapping[str, Sequence[tuple[SourceImage, StoredImage]]]) -> tuple[Warned, ...]:
+    """The warnings by split, the most frequent first."""
+    found = []
+    for split, pairs in kept.items():
+        paths: dict[str, list[str]] = defaultdict(list)
+        for image, stored in pairs:
+            for warning in stored.warnings:
+                paths[warning].append(image.view.path)
+        of_split = [Warned(warning=one, split=split, count=len(of), path=of[0]) for one, of in paths.items()]
+        found += sorted(of_split, key=lambda one: -one.count)
+    return tuple(found)
 
 
 def _remove_strays(plan: _Plan, made: Mapping[str, tuple[Shard, ...]]) -> None:

@@ -65,11 +65,15 @@ class ShardJob:
 
 
 class StoredImage(Settings):
-    """An image that is in a shard: its original size in pixels, and the hash of the pixels that were stored."""
+    """An image that is in a shard.
+
+    Its original size in pixels, the hash of the pixels that were stored, and the warnings of `dicom.Radiograph`.
+    """
 
     width: int
     height: int
     sha256: str
+    warnings: tuple[str, ...] = ()
 
 
 class DamagedImage(Settings):
@@ -103,15 +107,20 @@ def convert_shard(job: ShardJob) -> Iterator[int | ShardRecord]:
     contents = store.read_many(store.join(job.root, image.view.path) for image in job.images)
     for number, (image, content) in enumerate(zip(job.images, contents, strict=True), start=1):
         try:
-            gray = read_radiograph(content).gray
+            radiograph = read_radiograph(content)
         except ValueError as error:
             results.append(DamagedImage(reason=str(error)))
         else:
-            height, width = gray.shape
-            resized = pixels[len(stored)] = images.resize_gray(gray, job.image_size)
+            height, width = radiograph.gray.shape
+            resized = pixels[len(stored)] = images.resize_gray(radiograph.gray, job.image_size)
             stored.append(image)
             results.append(
-                StoredImage(width=width, height=height, sha256=hashlib.sha256(resized.tobytes()).hexdigest())
+                StoredImage(
+                    width=width,
+                    height=height,
+                    sha256=hashlib.sha256(resized.tobytes()).hexdigest(),
+                    warnings=radiograph.warnings_as(image.study.study_type),
+                )
             )
         if number % _REPORT_EVERY == 0:
             yield _REPORT_EVERY

@@ -12,6 +12,7 @@ from mura_ray.domain import ABNORMAL, NORMAL, OVERALL
 from mura_ray.evaluation.gallery import gallery
 from mura_ray.evaluation.localising import boxed_views
 from mura_ray.evaluation.predictions import Predictions, strata
+from mura_ray.model.ensemble import EnsembleDescription
 from mura_ray.platt import Calibration
 from mura_ray.render.document import Picture
 from mura_ray.render.figures import (
@@ -136,6 +137,19 @@ def split_notes(manifest: Manifest, split: str) -> tuple[str, ...]:
         return ("training numbers: members learn from the split 'train'",)
     if split == "valid" or manifest.split_policy == "official":
         return (f"optimistic numbers: epochs and members are chosen on the split {split!r}",)
+    return ()
+
+
+def calibration_notes(description: EnsembleDescription, manifest: Manifest, split: str) -> tuple[str, ...]:
+    """Why the calibrated numbers are not what new patients would give, or may not be."""
+    if description.calibration is None:
+        return ()
+    fitted_on = description.calibration.fitted_on
+    where = f"split {fitted_on.split!r} of {fitted_on.data_id}"
+    if (fitted_on.data_id, fitted_on.split) == (manifest.id, split):
+        return (f"optimistic calibration: it was fitted on these very studies, {where}",)
+    if fitted_on.data_id not in (manifest.id, description.data_id):
+        return (f"not checked: whether these patients are among those that the calibration was fitted on, {where}",)
     return ()
 
 

@@ -24,6 +24,7 @@ from mura_ray.data.manifest import read_boxes, read_manifest, read_table
 from mura_ray.distributed.conversion import run_conversion, sample_id
 from mura_ray.distributed.session import ray_session
 from mura_ray.domain import STUDY_TYPES
+from tests.unit.dicom_files import dicom, phantom
 
 pytestmark = pytest.mark.slow
 
@@ -183,6 +184,25 @@ def test_a_repaired_image_is_noticed_and_the_rest_not_done_again(source: Path, t
     assert train.stat().st_ino == before
     assert run(whole, tmp_path / "expected") == 0
     assert digest(tmp_path / "data") == digest(tmp_path / "expected")
+
+
+def test_what_dicom_headers_warn_of_is_told_once_with_its_count(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ["path,patient,study,study_type,label,split"]
+    for number, body_part in enumerate(["WRIST", "HAND", "HAND", "WRIST"]):
+        content = dicom(phantom(12), 12, BodyPartExamined=body_part, PixelSpacing=[0.1, 0.1])
+        (tmp_path / f"{number}.dcm").write_bytes(content)
+        rows.append(f"{number}.dcm,p{number},s1,wrist,{number % 2},train")
+    (tmp_path / "table.csv").write_text("\n".join(rows))
+    options = ["--format", "table", "--source", str(tmp_path / "table.csv"), "--dest", str(tmp_path / "data")]
+    assert convert.main([*options, "--image-size", str(SIZE)]) == 0
+    of_all, warned = read_manifest(str(tmp_path / "data")).warned
+    assert (of_all.warning.partition(":")[0], of_all.count) == ("no window or VOI LUT in the file", 4)
+    assert (warned.split, warned.count, warned.path) == ("train", 2, "1.dcm")
+    assert warned.warning == "BodyPartExamined (0018,0015) says hand, not wrist"
+    said = "note: train, 1.dcm: BodyPartExamined (0018,0015) says hand, not wrist (2 such)"
+    assert said in capsys.readouterr().out
 
 
 def test_damage_that_leaves_a_type_without_training_images_is_refused(

@@ -306,6 +306,7 @@ def test_a_table_of_dicom_files_is_converted(tmp_path: Path):
     images = []
     for number in range(3):
         content = dicom(phantom(12), 12) if number < 2 else dicom(phantom(8), Modality="CT")
+        content = dicom(phantom(12), 12, BodyPartExamined="HAND") if number == 1 else content
         (tmp_path / f"{number}.dcm").write_bytes(content)
         rows.append(f"{number}.dcm,p{number},s1,wrist,{number % 2},train")
     (tmp_path / "table.csv").write_text("\n".join(rows))
@@ -316,6 +317,7 @@ def test_a_table_of_dicom_files_is_converted(tmp_path: Path):
     *_, record = convert_shard(job)
     assert isinstance(record, ShardRecord)
     first, second, refused = record.results
+    assert isinstance(first, StoredImage)
     assert isinstance(refused, DamagedImage)
     assert "Modality is 'CT'" in refused.reason
     resized = resize_gray(gray_of(dicom(phantom(12), 12)), 32)
@@ -324,6 +326,8 @@ def test_a_table_of_dicom_files_is_converted(tmp_path: Path):
         height=phantom(12).shape[0],
         sha256=hashlib.sha256(resized.tobytes()).hexdigest(),
     )
-    assert first == second == stored
+    assert first.model_copy(update={"warnings": ()}) == stored
+    assert isinstance(second, StoredImage)
+    assert set(second.warnings) - set(first.warnings) == {"BodyPartExamined (0018,0015) says hand, not wrist"}
     assert record.shard is not None
     assert record.shard.count == 2

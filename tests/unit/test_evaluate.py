@@ -8,11 +8,13 @@ import pandas as pd
 import pytest
 
 from mura_ray.data.manifest import read_manifest
-from mura_ray.evaluation.assessment import assess, split_notes
+from mura_ray.evaluation.assessment import assess, calibration_notes, split_notes
 from mura_ray.evaluation.predictions import predict_split
 from mura_ray.model.ensemble import Ensemble
+from mura_ray.platt import FittedOn
 from mura_ray.render.report import EvaluationResult, evaluation_text, write_numbers
 from mura_ray.stats.estimates import Estimate
+from tests.unit.api_client import CALIBRATION, DESCRIPTION
 from tests.unit.painted import Painted, cohort, make_ensemble, sigmoid, write_data
 
 
@@ -117,6 +119,26 @@ def test_says_what_the_numbers_were_chosen_on(data: str, split: str, policy: str
     notes = split_notes(manifest, split)
     assert [word for word in ("optimistic", "training") if any(word in note for note in notes)] == said
     assert len(notes) == len(said)
+
+
+@pytest.mark.parametrize(
+    ("data_id", "fitted_split", "said"),
+    [
+        ("here", "test", "optimistic calibration"),
+        ("here", "valid", ""),
+        ("trained", "valid", ""),
+        ("else", "valid", "not checked"),
+    ],
+)
+def test_says_what_the_calibration_was_fitted_on(data: str, data_id: str, fitted_split: str, said: str):
+    manifest = read_manifest(data)
+    fitted_on = FittedOn(data_id={"here": manifest.id}.get(data_id, data_id), split=fitted_split, num_studies=9)
+    description = DESCRIPTION.model_copy(
+        update={"data_id": "trained", "calibration": CALIBRATION.model_copy(update={"fitted_on": fitted_on})}
+    )
+    notes = calibration_notes(description, manifest, "test")
+    assert [note.partition(":")[0] for note in notes] == [said] * bool(said)
+    assert calibration_notes(DESCRIPTION, manifest, "test") == ()
 
 
 def test_notes_are_printed_and_written(data: str, tmp_path: Path):
