@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 SPACE: dict[str, Any] = {
     "num_trials": 6,
     "ensemble_size": 5,
-    "fixed": {"image_size": 64, "initial_weights": "random", "batch_size": 8, "epochs": 2, "precision": "bf16"},
+    "fixed": {"image_size": 64, "initial_weights": "random", "batch_size": 8, "epochs": 2},
     "search": {
         "learning_rate": {"log_uniform": [1e-4, 1e-2]},
         "augmentation.rotation_deg": {"uniform": [0, 30]},
