@@ -31,6 +31,9 @@ from serve.shadow import Shadow
 
 _Answer = TypeVar("_Answer")
 
+_QUICK = 1
+"""Compression of overlays: three times as fast as zlib's usual 6, for files a sixth larger."""
+
 
 class Predictor(Protocol):
     """What is served: `mura_ray.model.ensemble.Ensemble`, or what behaves like one."""
@@ -185,7 +188,7 @@ def _cam(form: CamForm, gray: np.ndarray, view: ViewPrediction) -> RawCam | Over
     values = np.ascontiguousarray(view.cam, dtype="<f4")
     extent = (float(values.min()), float(values.max()))
     if form == "overlay":
-        return OverlayCam(range=extent, png_base64=_base64(encode_png(overlay(gray, view.cam))))
+        return OverlayCam(range=extent, png_base64=_base64(encode_png(overlay(gray, view.cam), _QUICK)))
     height, width = values.shape
     return RawCam(range=extent, shape=(height, width), float32_base64=_base64(values.tobytes()))
 

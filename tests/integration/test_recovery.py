@@ -146,6 +146,7 @@ def test_a_killed_worker_costs_no_more_than_the_steps_since_the_last_checkpoint(
     assert first["batch"] > 0, "nothing was kept"
 
 
+@pytest.mark.faults
 def test_a_run_killed_inside_an_epoch_continues_there(
     data: str, tmp_path: Path, undisturbed: list[dict[str, Any]]
 ) -> None:
