@@ -17,7 +17,7 @@ demo: setup
 	$(PYTHON) -m mura_ray.demo --out demo
 
 test: setup
-	$(PYTHON) -m pytest -n 2 --dist loadfile
+	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-faults: setup
 	$(PYTHON) -m pytest -m faults
