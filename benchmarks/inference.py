@@ -178,7 +178,7 @@ def grad_cam(networks: Sequence[AbnormalityNet]) -> Callable[[torch.Tensor], np.
 
 
 def _peak() -> float:
-    """GFLOP/s of fp32 matrix products, the best of ten: no exact way to compute the ensemble is faster."""
+    """GFLOP/s of fp32 matrix products, the best of ten: what convolutions done as such products cannot exceed."""
     first, second = torch.rand(2, 4096, 4096, device=DEVICE)
     return max(2 * 4096**3 / 1e9 / _seconds(lambda _: (first @ second)[0, 0].item(), first) for _ in range(10))
 
