@@ -16,6 +16,7 @@ setup:
 demo: setup
 	$(PYTHON) -m mura_ray.demo --out demo
 
+# Two files at a time, in the order of their folders: the slow ones are first.
 test: setup
 	$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 

@@ -2,17 +2,21 @@
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, NonNegativeInt
 
 from mura_ray import store
-from mura_ray.domain import NOTICE
+from mura_ray.domain import NOTICE, PROBABILITY_EDGES
 from mura_ray.model.card import INTENDED_USE, LIMITS, training_settings
 from mura_ray.model.ensemble import EnsembleDescription, ensemble_folder
 from mura_ray.platt import CalibrationDescription
 
 _logger = logging.getLogger(__name__)
+
+
+Counts = Annotated[list[NonNegativeInt], Field(min_length=len(PROBABILITY_EDGES), max_length=len(PROBABILITY_EDGES))]
+"""Of studies, up to each of `PROBABILITY_EDGES`."""
 
 
 class MemberDescription(BaseModel):
@@ -45,8 +49,8 @@ class Evaluation(BaseModel):
     data: EvaluatedData
     notes: list[str] = Field(description="why the numbers are not those of new patients, if they are not")
     metrics: dict[str, dict[str, Any]] = Field(description="by study type, and overall")
-    probabilities: dict[str, list[int]] = Field(
-        description="by study type, how many studies' probabilities are at most 0.05, 0.10, ... 1"
+    probabilities: dict[str, Counts] = Field(
+        default={}, description="by study type, how many studies' probabilities are at most 0.05, 0.10, ... 1"
     )
 
 

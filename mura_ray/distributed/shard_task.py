@@ -21,7 +21,9 @@ from mura_ray.domain import STUDY_TYPES, Study, View
 WORK = "_work"
 """Folder in the data set's, for what an unfinished conversion keeps."""
 
-_RECIPE = 1  # counts up when the same input would give another shard, so that unfinished work is not taken over
+_RECIPE = (
+    2  # counts up when the same input would give another shard or record, so that unfinished work is not taken over
+)
 _REPORT_EVERY = 16  # images
 
 

@@ -7,6 +7,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from mura_ray.config import THRESHOLD
+from mura_ray.data.leakage import USES
 from mura_ray.data.manifest import Manifest, manifest_sha256, read_boxes
 from mura_ray.domain import ABNORMAL, NORMAL, OVERALL
 from mura_ray.evaluation.gallery import gallery
@@ -148,7 +149,8 @@ def calibration_notes(description: EnsembleDescription, manifest: Manifest, spli
     where = f"split {fitted_on.split!r} of {fitted_on.data_id}"
     if (fitted_on.data_id, fitted_on.split) == (manifest.id, split):
         return (f"optimistic calibration: it was fitted on these very studies, {where}",)
-    if fitted_on.data_id not in (manifest.id, description.data_id):
+    is_looked_at = fitted_on.data_id == description.data_id and fitted_on.split in USES  # by `find_leakage`
+    if fitted_on.data_id != manifest.id and not is_looked_at:
         return (f"not checked: whether these patients are among those that the calibration was fitted on, {where}",)
     return ()
 

@@ -304,9 +304,8 @@ def test_real_radiographs_are_the_same_as_dicom(name: str):
 def test_a_table_of_dicom_files_is_converted(tmp_path: Path):
     rows = ["path,patient,study,study_type,label,split"]
     images = []
-    for number in range(3):
-        content = dicom(phantom(12), 12) if number < 2 else dicom(phantom(8), Modality="CT")
-        content = dicom(phantom(12), 12, BodyPartExamined="HAND") if number == 1 else content
+    wrist, hand = (dicom(phantom(12), 12, BodyPartExamined=part) for part in ("WRIST", "HAND"))
+    for number, content in enumerate([wrist, hand, dicom(phantom(8), Modality="CT")]):
         (tmp_path / f"{number}.dcm").write_bytes(content)
         rows.append(f"{number}.dcm,p{number},s1,wrist,{number % 2},train")
     (tmp_path / "table.csv").write_text("\n".join(rows))

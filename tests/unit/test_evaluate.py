@@ -127,6 +127,7 @@ def test_says_what_the_numbers_were_chosen_on(data: str, split: str, policy: str
         ("here", "test", "optimistic calibration"),
         ("here", "valid", ""),
         ("trained", "valid", ""),
+        ("trained", "test", "not checked"),
         ("else", "valid", "not checked"),
     ],
 )

@@ -14,6 +14,8 @@ from serve.release import Release, Releases
 from tests.evaluations import NOTE, write_evaluation
 from tests.unit.api_client import CALIBRATION, DESCRIPTION, Calibrated, Client, MeanGray, client_of
 
+COUNTS = [1] * 20
+
 
 def card_of(predictor=None, evaluations=()):
     return Client(build_api(predictor or MeanGray(), evaluations=evaluations)).get("/v1/ensemble").json()
@@ -68,13 +70,19 @@ class TestCard:
 
 
 class TestDriftReference:
-    def read(self, folder, *splits, data_id="feedfeedfeedfeed"):
-        for split in splits:
-            write_evaluation(folder, split, DESCRIPTION.id)
-        return drift_reference(read_evaluations(str(folder / "ensemble"), DESCRIPTION.id), data_id)
-
     def test_counts_the_studies_up_to_each_edge(self, tmp_path):
-        assert self.read(tmp_path, "valid") == {"wrist": [1] * 12 + [2] * 8}
+        write_evaluation(tmp_path, "valid", DESCRIPTION.id)
+        found = read_evaluations(str(tmp_path / "ensemble"), DESCRIPTION.id)
+        assert drift_reference(found, "feedfeedfeedfeed") == {"wrist": [1] * 12 + [2] * 8}
+
+    def test_is_nothing_where_the_evaluation_has_no_counts(self, tmp_path):
+        file = write_evaluation(tmp_path, "valid", DESCRIPTION.id) / "metrics.json"
+        content = json.loads(file.read_text())
+        del content["probabilities"]
+        file.write_text(json.dumps(content))
+        (found,) = read_evaluations(str(tmp_path / "ensemble"), DESCRIPTION.id)
+        assert found.metrics
+        assert drift_reference([found], "feedfeedfeedfeed") == {}
 
     def test_is_of_valid_else_of_what_was_held_out(self):
         test, valid, train, other = (
@@ -82,12 +90,12 @@ class TestDriftReference:
                 data=EvaluatedData(id="a" if split else "b", name="mura", split=split or "valid"),
                 notes=[],
                 metrics={},
-                probabilities={split or "other": [1]},
+                probabilities={split or "other": COUNTS},
             )
             for split in ("test", "valid", "train", "")
         )
-        assert drift_reference([test, valid, train, other], "a") == {"valid": [1]}
-        assert drift_reference([other, train, test], "a") == {"test": [1]}
+        assert drift_reference([test, valid, train, other], "a") == {"valid": COUNTS}
+        assert drift_reference([other, train, test], "a") == {"test": COUNTS}
         assert drift_reference([train, other], "a") == {}
 
 
@@ -95,7 +103,9 @@ class TestEvaluations:
     def test_those_that_cannot_be_read_are_left_out_and_logged(self, tmp_path, caplog):
         write_evaluation(tmp_path, "test", DESCRIPTION.id)
         damaged = write_evaluation(tmp_path, "valid", DESCRIPTION.id) / "metrics.json"
-        for content in (b"{", json.dumps({"metrics": {}}).encode(), b"\xff"):
+        sound = json.loads(damaged.read_text())
+        short, negative = (json.dumps({**sound, "probabilities": {"wrist": of}}) for of in ([1], [-1] * 20))
+        for content in (b"{", json.dumps({"metrics": {}}).encode(), b"\xff", short.encode(), negative.encode()):
             damaged.write_bytes(content)
             caplog.clear()
             (found,) = read_evaluations(str(tmp_path / "ensemble" / "ensemble.json"), DESCRIPTION.id)

@@ -63,10 +63,13 @@ def test_problems_are_counted_by_kind(views, expected):
 
 
 def test_the_reference_is_the_share_of_studies_up_to_each_edge_and_of_no_type_that_it_lacks():
-    recorded = Recorded()
-    recorded.records.clear()
-    Metrics(lambda *record: recorded.records.append(record)).reference({"hand": [1] * 9 + [3] * 10 + [4]})
-    shares = {(tags["study_type"], tags["le"]): value for value, tags in recorded.of(PROBABILITY_REFERENCE)}
+    shares = {}
+
+    def record(name, value, tags):
+        assert name == PROBABILITY_REFERENCE.name
+        shares[tags["study_type"], tags["le"]] = value
+
+    Metrics(record).reference({"hand": [1] * 9 + [3] * 10 + [4]})
     assert len(shares) == 7 * 20
     assert (shares["hand", "0.05"], shares["hand", "0.45"], shares["hand", "0.5"]) == (0.25, 0.25, 0.75)
     assert (shares["hand", "0.95"], shares["hand", "1.0"]) == (0.75, 1.0)
