@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -86,7 +86,8 @@ def served(config, folder, **environment):
             yield process, log
         finally:
             for pid in pids_of_session(process.pid):
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):  # it ended meanwhile
+                    os.kill(pid, signal.SIGKILL)
             process.wait(60)
             shutil.rmtree(ray_folder, ignore_errors=True)
 

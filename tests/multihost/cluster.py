@@ -72,7 +72,7 @@ class Cluster:
     def job_log(self, job: str) -> str:
         return self.head.run(f". {NODE}/env; ray job logs {job} 2>&1")
 
-    def wait_for_job(self, job: str, timeout_s: float = 600) -> None:
+    def wait_for_job(self, job: str, timeout_s: float = 1500) -> None:
         """Returns when a job ended well."""
 
         def ended() -> bool:  # asking Ray takes a second of processor time, looking for the process next to none

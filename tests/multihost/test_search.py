@@ -84,7 +84,7 @@ def test_a_search_ends_with_the_same_ensemble_though_hosts_are_lost(
     lose_and_regain(cluster, 1)
     wait_for_step(cluster, 2, epoch=2, batch=9, after_s=started_s)
     lose_and_regain(cluster, 0)
-    cluster.wait_for_job(job, timeout_s=900)
+    cluster.wait_for_job(job)
 
     expected, found = undisturbed, cluster.ensemble("disturbed")
     workers = {(row["host"], row["pid"]) for row in cluster.steps() if row["time"] > started_s}
