@@ -21,7 +21,7 @@ from mura_ray.data.loader import global_order
 from mura_ray.data.manifest import read_manifest, read_table
 from tests.ray_nodes import TOKEN, three_nodes
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 BATCH, EPOCHS, INTERVAL = 6, 2, 4
 

@@ -10,19 +10,28 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from mura_ray.data import phantom
+from mura_ray.data.augment import to_unit
+from mura_ray.data.cache import local_split
+from mura_ray.data.loader import SplitLoader
+from mura_ray.data.manifest import read_manifest
+from mura_ray.domain import weights_matrix
+from mura_ray.model.checkpoint import load_network, read_meta
+from mura_ray.model.loss import weighted_bce_sum
 from mura_ray.ports import free_port
 from tests.s3_server import BUCKET, Proxy, environment, get_folder, plain_client, put_folder, s3_server
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 SIZE = 64
 SPACE: dict[str, Any] = {
@@ -37,6 +46,11 @@ def s3(*parts: str) -> str:
     return "/".join([f"s3://{BUCKET}", *parts])
 
 
+def losses_of(log: bytes) -> list[float]:
+    """Validation losses of a run's `epochs.jsonl`, an epoch each."""
+    return [json.loads(line)["val_loss"] for line in log.splitlines()]
+
+
 class Place:
     """The bucket behind its proxy, and a folder of this machine with the same radiographs."""
 
@@ -44,7 +58,7 @@ class Place:
         self.proxy, self.url, self.folder = proxy, url, folder
         self.server = proxy.upstream  # for what the tests ask themselves: it is not counted
 
-    def command(self, module: str, *arguments: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
+    def command(self, module: str, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", f"mura_ray.{module}", *arguments],
             capture_output=True, text=True, timeout=timeout, cwd=self.folder,
@@ -87,22 +101,50 @@ def test_the_data_set_is_that_of_the_same_radiographs_in_a_folder(place: Place, 
     assert get_folder(place.server, "shards") == expected
 
 
-def test_two_worker_groups_download_each_shard_once(place: Place, shards: str) -> None:
+@pytest.fixture(scope="module")
+def trained(place: Place, shards: str) -> str:
+    """What a run on two workers, each a group of its own, printed."""
     place.proxy.requests.clear()
     options = ["--data", shards, "--runs", s3("runs"), "--workers", "2", "--name", "pair"]
-    options += [f"--set={setting}" for setting in ("image_size=64", "initial_weights=random", "epochs=1")]
-    done = place.command("train", *options)
+    settings = ("image_size=64", "initial_weights=random", "epochs=1", "batch_size=6")
+    done = place.command("train", *options, *(f"--set={setting}" for setting in settings))
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_two_worker_groups_download_each_shard_once(place: Place, trained: str) -> None:
     keys = [key for key in get_folder(place.server, "shards") if key.endswith(".beton")]
     assert {key: place.proxy.count("GET", key) for key in keys if not key.startswith("test")} == {
         key: 1 for key in keys if not key.startswith("test")
     }
-    found = re.search(r"epoch 1: (s3://\S+)", done.stdout)
-    assert found, done.stdout
+    found = re.search(r"epoch 1: (s3://\S+)", trained)
+    assert found, trained
     assert found[1].startswith(s3("runs", "pair", "checkpoint_"))
     files = get_folder(place.server, "runs/pair")
     assert any("tensorboard/events" in key for key in files)
-    assert len(files["epochs.jsonl"].splitlines()) == 1
+    assert len(losses_of(files["epochs.jsonl"])) == 1
+
+
+def test_a_run_on_two_workers_reports_the_exact_validation_loss(place: Place, trained: str, tmp_path: Path) -> None:
+    for key, content in get_folder(place.server, "runs/pair").items():
+        if key.startswith("checkpoint_") and key.endswith((".safetensors", ".json")):
+            (tmp_path / key.rpartition("/")[2]).write_bytes(content)
+    reported = read_meta(tmp_path).val_loss
+    assert f"best validation loss {reported:.4f}, epoch 1" in trained
+
+    data = str(place.folder / "shards")
+    network = load_network(tmp_path).eval()
+    weights = torch.from_numpy(weights_matrix(read_manifest(data).class_weights))
+    with (
+        local_split(data, "valid") as path,
+        closing(SplitLoader(path, batch_size=4, shuffle=False)) as loader,
+        torch.no_grad(),
+    ):
+        total = sum(
+            float(weighted_bce_sum(network(to_unit(batch.images)), batch.labels, batch.type_index, weights))
+            for batch in loader.epoch()
+        )
+    assert total / loader.num_images == pytest.approx(reported, rel=1e-5)
 
 
 def test_a_search_ends_with_its_ensemble_in_s3(place: Place, searched: str) -> None:
@@ -110,9 +152,9 @@ def test_a_search_ends_with_its_ensemble_in_s3(place: Place, searched: str) -> N
     assert {key for key in files if key.startswith("ensemble/")} == {
         "ensemble/ensemble.json", "ensemble/member-0.safetensors", "ensemble/member-1.safetensors",
     }  # fmt: skip
-    lowest = sorted(json.loads(content)["val_loss"] for key, content in files.items() if key.endswith("epochs.jsonl"))
     members = json.loads(files["ensemble/ensemble.json"])["members"]
-    assert [member["val_loss"] for member in members] == pytest.approx(lowest)
+    losses = [losses_of(content) for key, content in files.items() if key.endswith("epochs.jsonl")]
+    assert [member["val_loss"] for member in members] == pytest.approx(sorted(map(min, losses)))
     again = place.command("tune", "--space", "space.yaml", "--data", s3("shards"), "--runs", s3("runs"),
                           "--name", "search")  # fmt: skip
     assert again.returncode == 0, again.stderr

@@ -17,7 +17,7 @@ from mura_ray import convert
 from mura_ray.data import phantom
 from mura_ray.model.ensemble import read_description
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 SPACE: dict[str, Any] = {
     "num_trials": 2,
