@@ -2,8 +2,10 @@
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import yaml
 from rich.progress import ProgressColumn, Task
 from rich.text import Text
 
@@ -44,6 +46,28 @@ def location(value: str | None, name: str) -> str:
     if not value:
         raise ValueError(f"no {name} location: pass --{name} URI or set MURA_{name.upper()}")
     return store.absolute(value)
+
+
+def assignments(texts: Sequence[str], option: str) -> dict[str, Any]:
+    """Settings given as NAME=VALUE, values in YAML; names as they are, with dots for nested ones.
+
+    Args:
+        texts: the values of the option.
+        option: named in errors.
+
+    Raises:
+        ValueError: no `=`, or a value that is no YAML.
+    """
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"{option} {text!r}: expected NAME=VALUE")
+        try:
+            values[name] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{option} {text!r}: {value!r} is not YAML") from error
+    return values
 
 
 class SpeedColumn(ProgressColumn):

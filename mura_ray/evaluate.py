@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -14,22 +15,23 @@ import torch
 from mura_ray import cli, store
 from mura_ray.config import THRESHOLD, Locations
 from mura_ray.data.leakage import find_leakage
-from mura_ray.data.manifest import read_table
+from mura_ray.data.manifest import read_manifest, read_table
+from mura_ray.distributed.naming import SWEEP_FILE
 from mura_ray.evaluation.ablating import ablate
-from mura_ray.evaluation.assessment import assess, calibrated_table, calibration_notes, split_notes
+from mura_ray.evaluation.assessment import assess, calibration_notes, calibration_tables, split_notes
 from mura_ray.evaluation.comparing import compare_predictions
 from mura_ray.evaluation.inputs import read_answers
 from mura_ray.evaluation.localising import localisation_tables
-from mura_ray.evaluation.operating import operating_points, parse_rule
+from mura_ray.evaluation.operating import operating_notes, operating_points, parse_rule
 from mura_ray.evaluation.predictions import Predictions, predict_split, study_keys
 from mura_ray.evaluation.reading import ReaderQuestion, add_findings, add_readers, reader_parts, simulated_readers
 from mura_ray.evaluation.writing import provenance, write_evaluation, write_figures, write_tables
-from mura_ray.model.ensemble import Ensemble, ensemble_folder, newest_ensemble, read_description
+from mura_ray.model.ensemble import Ensemble, EnsembleDescription, ensemble_folder, newest_ensemble, read_description
 from mura_ray.render.paper_text import paper_text
-from mura_ray.render.report import EvaluationResult, evaluation_text
-from mura_ray.render.tables import Table, as_text
+from mura_ray.render.report import EvaluationResult, evaluation_text, titled_text
+from mura_ray.render.tables import Table
 from mura_ray.stats.paper import rederive
-from mura_ray.training.calibrate import calibrate
+from mura_ray.training.calibrate import CALIBRATED, calibrate
 
 EPILOG = """examples:
   python -m mura_ray.evaluate --ensemble runs/paper/ensemble --data shards
@@ -142,7 +144,7 @@ def _report(arguments: argparse.Namespace, runs: str | None, command: str) -> No
     findings = read_answers(arguments.findings, "finding", keys) if arguments.findings else None
     chosen_on = predict_split(_load(uri), data, arguments.chosen_on or "valid") if rules else None
     predictions, notes = _judged(arguments, uri)
-    result = assess(predictions, notes)
+    result = assess(predictions, (*notes, *operating_notes(predictions, chosen_on)))
     tables = [operating_points(predictions, rules, chosen_on), *localisation_tables(predictions)]
     result = replace(result, tables=(*result.tables, *tables))
     if readers is not None:
@@ -177,22 +179,28 @@ def _choices(predictions: Predictions, chosen_on: Predictions | None) -> dict[st
 
 def _calibrate(arguments: argparse.Namespace, runs: str | None) -> None:
     uri, split = _ensemble_uri(arguments.ensemble, runs), arguments.split or "valid"
-    predictions = predict_split(_load(uri), cli.location(arguments.data, "data"), split)
+    data, description = cli.location(arguments.data, "data"), read_description(uri)
+    leakage = find_leakage(data, split, description.data_id, arguments.trained_on or training_data(uri, description))
+    leakage = leakage.of("train")  # that members were chosen on the studies of `valid` hardly moves a calibration
+    leakage.refuse(allow=arguments.allow_leakage)
+    predictions = predict_split(_load(uri), data, split)
     studies = predictions.studies(predictions.description.threshold)
     dest, description = calibrate(uri, studies, data_id=predictions.manifest.id, split=split, dest=arguments.out)
     assert description.calibration is not None
-    table = calibrated_table(studies, description.calibration)
-    print(f"{table.title}, on the studies that it was fitted on (split {split}): optimistic\n{as_text(table)}")
-    print(f"\nensemble {description.id}, calibrated, in {dest}")
+    note = f"optimistic: these are the studies that the calibration was fitted on, split {split!r}"
+    _print_tables(calibration_tables(studies, description.calibration), None, (note, *leakage.notes))
+    print(f"ensemble {description.id}, calibrated, in {dest}")
 
 
 def _simulate_readers(arguments: argparse.Namespace) -> None:
     if not arguments.out:
         raise ValueError("--simulate-readers needs --out, a folder for its tables and figure")
     tables, picture = reader_parts(simulated_readers(), _reader_question(arguments), THRESHOLD)
+    tables = [replace(table, title=f"SIMULATED: {table.title}") for table in tables]
+    picture.figure.axes[0].set_title("SIMULATED")
     out = _print_tables(tables, arguments.out, ("SIMULATED readers and model: nothing below was seen in radiographs",))
     write_figures([picture], store.join(out, "figures"))
-    print(f"the ROC curve: {store.join(out, 'figures', 'roc.png')}")
+    print(f"the ROC curve: {store.join(out, 'figures', f'{picture.name}.png')}")
 
 
 def _reader_question(arguments: argparse.Namespace) -> ReaderQuestion:
@@ -203,11 +211,11 @@ def _print_tables(tables: Sequence[Table], out: str | None, notes: Sequence[str]
     for note in notes:
         print(f"NOTE: {note}\n")
     for table in tables:
-        print(f"{table.title}\n{as_text(table)}\n{table.note}\n")
+        print(f"{titled_text(table)}\n")
     if not out:
         return ""
     out = store.absolute(out)
-    write_tables(tables, store.join(out, "tables"))
+    write_tables(tables, store.join(out, "tables"), notes)
     print(f"written to {out}")
     return out
 
@@ -222,11 +230,24 @@ class _Judged(NamedTuple):
 def _judged(arguments: argparse.Namespace, uri: str) -> _Judged:
     data, split = cli.location(arguments.data, "data"), arguments.split or "test"
     description = read_description(uri)
-    leakage = find_leakage(data, split, description.data_id, arguments.trained_on)
+    leakage = find_leakage(data, split, description.data_id, arguments.trained_on or training_data(uri, description))
     leakage.refuse(allow=arguments.allow_leakage)
     predictions = predict_split(_load(uri), data, split)
-    notes = split_notes(predictions.manifest, split), calibration_notes(description, predictions.manifest, split)
+    notes = (
+        split_notes(description, predictions.manifest, split),
+        calibration_notes(description, predictions.manifest, split),
+    )
     return _Judged(predictions, (*itertools.chain(*notes), *leakage.notes))
+
+
+def training_data(uri: str, description: EnsembleDescription) -> str | None:
+    """URI of the data set that an ensemble was made with, if its search says where that is and it still is there."""
+    search = store.join(store.parent(uri).removesuffix(CALIBRATED), SWEEP_FILE)
+    try:
+        data = json.loads(store.read_bytes(search))["data"] if store.exists(search) else None
+        return data if data and read_manifest(data).id == description.data_id else None
+    except ValueError:  # another bucket's keys, a folder that was removed: the report says that nothing was compared
+        return None
 
 
 def _load(uri: str) -> Ensemble:

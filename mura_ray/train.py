@@ -3,7 +3,7 @@
 import argparse
 import hashlib
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import ray.train
 import yaml
@@ -109,28 +109,19 @@ def _train(arguments: argparse.Namespace) -> None:
         print(f"best validation loss {checkpoint_metrics['val_loss']:.4f}, epoch {meta.epoch}: {uri}")
 
 
-def parse_settings(assignments: list[str], kind: type[S], option: str) -> S:
-    """Settings given as NAME=VALUE, values in YAML, dots for nested ones, over their defaults.
+def parse_settings(texts: list[str], kind: type[S], option: str) -> S:
+    """Settings given as NAME=VALUE over their defaults.
 
     Args:
-        assignments: the values of the option.
+        texts: the values of the option.
         kind: of the settings.
         option: named in errors.
 
     Raises:
         ValueError: no `=`, an unknown name or an impossible value.
     """
-    values: dict[str, Any] = {}
-    for assignment in assignments:
-        name, equals, value = assignment.partition("=")
-        if not equals:
-            raise ValueError(f"{option} {assignment!r}: expected NAME=VALUE")
-        try:
-            values[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{option} {assignment!r}: {value!r} is not YAML") from error
     try:
-        return kind.model_validate(nested(values))
+        return kind.model_validate(nested(cli.assignments(texts, option)))
     except ValidationError as error:
         raise ValueError(f"{option}: {explain(error)}") from error
 

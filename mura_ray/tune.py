@@ -45,17 +45,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--name", help="name of the search (default: the space file's name and the data set's id)")
     parser.add_argument("--track", action="append", default=[], metavar="NAME",
                         help=f"log the trials there: {', '.join(TRACKERS)} (always); default: ${TRACK}")  # fmt: skip
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="NAME=VALUE",
+                        help="a setting of every trial instead of the file's, e.g. image_size=160")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="print the resolved settings and the plan, and stop")
     return cli.run(lambda: _tune(parser.parse_args(argv)))
 
 
 def _tune(arguments: argparse.Namespace) -> None:
     data, runs = cli.location(arguments.data, "data"), cli.location(arguments.runs, "runs")
-    space = read_space(arguments.space)
+    space = read_space(arguments.space, cli.assignments(arguments.settings, "--set"))
     track = parse_trackers(arguments.track)
     check_trackers(track)
     with ray_session(worker_logs=False):  # the table of trials tells what they do
-        _convert_once(data, arguments)
+        _convert_once(data, trial_config(space, {}).image_size, arguments)
         name = check_name(arguments.name or f"{Path(arguments.space).stem}-{read_manifest(data).id[:8]}")
         sweep = describe_sweep(name, space, data)
         check_sweep(sweep, runs)
@@ -81,7 +83,7 @@ def _print_failed(training: str) -> None:
         print(f"{trial} failed: {first_line(log)}\n  its log: {store.join(training, trial, ERROR_FILE)}")
 
 
-def _convert_once(data: str, arguments: argparse.Namespace) -> None:
+def _convert_once(data: str, image_size: int, arguments: argparse.Namespace) -> None:
     """Where there are no shards yet and a source is named, converts it."""
     if store.exists(store.join(data, "manifest.json")):
         return
@@ -95,8 +97,8 @@ def _convert_once(data: str, arguments: argparse.Namespace) -> None:
             f"{data!r} holds no converted data set yet, and --dry-run converts nothing: leave it out, or run "
             "`python -m mura_ray.convert` first"
         )
-    size = trial_config(read_space(arguments.space), {}).image_size
-    command = ["--format", arguments.format, "--source", arguments.source, "--dest", data, "--image-size", str(size)]
+    command = ["--format", arguments.format, "--source", arguments.source, "--dest", data]
+    command += ["--image-size", str(image_size)]
     if convert.main(command) != 0:
         raise ValueError(
             f"the conversion of {arguments.source!r} failed: python -m mura_ray.convert {' '.join(command)}"

@@ -48,6 +48,7 @@ class Collection:
         splits: the studies of `train`, `valid` and `test`, in a fixed order; a split that it lacks is absent.
         split_policy: where the splits come from, in a word or two.
         notes: what was read right but is worth telling.
+        patients_known: whether a study's `patient_id` is its patient's; else it only tells the studies apart.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Collection:
     splits: dict[str, list[Study]]
     split_policy: str
     notes: tuple[Problem, ...] = ()
+    patients_known: bool = True
 
 
 class Findings:

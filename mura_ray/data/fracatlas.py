@@ -51,8 +51,8 @@ class _Coco(BaseModel):
 def read_collection(root: str | Path) -> Collection:
     """Reads the FracAtlas folder with its fracture boxes.
 
-    Every image is a study of one view, and its own patient. The splits are 70, 15 and 15 % of the studies, dealt in
-    blocks of `BLOCK` neighbouring image numbers.
+    Every image is a study of one view; patients are not known, so each has one of its own. The splits are 70, 15 and
+    15 % of the studies, dealt in blocks of `BLOCK` neighbouring image numbers.
 
     Args:
         root: URI of the folder with dataset.csv, images/ and Annotations/.
@@ -71,7 +71,9 @@ def read_collection(root: str | Path) -> Collection:
     studies = _studies(rows, files, boxes, findings)
     findings.raise_problems()
     splits = deal(studies, _block, SHARES, seed=0)
-    return Collection("FracAtlas", folder, splits, f"blocks of {BLOCK} image numbers", findings.notes)
+    return Collection(
+        "FracAtlas", folder, splits, f"blocks of {BLOCK} image numbers", findings.notes, patients_known=False
+    )
 
 
 def _block(study: Study) -> str:

@@ -63,6 +63,10 @@ class Leakage:
         """All of it, for a report."""
         return *(f"optimistic numbers: {shared}" for shared in self.shared), *self.unchecked
 
+    def of(self, split: str) -> "Leakage":
+        """What is shared with one of the ensemble's splits."""
+        return Leakage(tuple(shared for shared in self.shared if shared.split == split), self.unchecked)
+
     def refuse(self, *, allow: bool = False) -> None:
         """Ends an evaluation that would not hold for new patients, unless that is allowed.
 

@@ -74,7 +74,8 @@ class Manifest(Settings):
     """All of a converted data set.
 
     `id` hashes the content: equal ids mean equal pixels, labels and splits. `source_id` hashes the collection as it was
-    listed: studies, labels, boxes, and the files' names and sizes.
+    listed: studies, labels, boxes, and the files' names and sizes. Where `patients_known` is false, every study has a
+    `patient_id` of its own.
     """
 
     format_version: int = FORMAT_VERSION
@@ -87,6 +88,7 @@ class Manifest(Settings):
     class_weights: dict[str, tuple[float, float]]
     quarantined: tuple[Quarantined, ...] = ()
     warned: tuple[Warned, ...] = ()
+    patients_known: bool = True
 
 
 def content_id(name: str, image_size: int, splits: Mapping[str, Split]) -> str:

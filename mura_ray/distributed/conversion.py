@@ -294,6 +294,7 @@ def _finish(plan: _Plan, results: _Results, made: Mapping[str, tuple[Shard, ...]
         id=content_id(plan.collection.name, plan.image_size, splits),
         source_id=plan.source_id,
         split_policy=plan.collection.split_policy,
+        patients_known=plan.collection.patients_known,
         image_size=plan.image_size,
         splits=splits,
         class_weights=image_count_weights(

@@ -3,6 +3,7 @@
 Knows nothing of running trials (sweep.py) but how to say the space in Ray Tune's own distributions.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,11 +99,16 @@ class Space(Settings):
         return self
 
 
-def read_space(path: str) -> Space:
+def read_space(path: str, changes: Mapping[str, Any] | None = None) -> Space:
     """Reads a space file.
 
+    Args:
+        path: of the file.
+        changes: settings of every trial, by dotted name, instead of what the file has under `fixed`.
+
     Raises:
-        ValueError: no such file, no YAML, an unknown name or an impossible value, with the key and the remedy.
+        ValueError: no such file, no YAML, an unknown name or an impossible value, with the key and the remedy; or a
+            change of what the file searches.
     """
     if not Path(path).is_file():
         raise ValueError(f"no space file at {path!r}; those of the project are in tune_spaces/")
@@ -113,9 +119,13 @@ def read_space(path: str) -> Space:
     if not isinstance(content, dict):
         raise ValueError(f"{path} does not hold settings as `name: value`")
     try:
-        return Space.model_validate(content)
+        space = Space.model_validate(content)
+        if searched := sorted(set(changes or ()) & set(space.search)):
+            raise ValueError(f"{searched[0]} is searched by {path}, it cannot be set as well")
+        return Space.model_validate(content | {"fixed": nested(dict(changes or {}), over=space.fixed)})
     except ValidationError as error:
-        raise ValueError(f"{path} is not a valid space file: {explain(error)}") from error
+        changed = f" with {', '.join(changes)} changed" if changes else ""
+        raise ValueError(f"{path}{changed} is not a valid space file: {explain(error)}") from error
 
 
 def trial_config(space: Space, sampled: dict[str, Any]) -> TrialConfig:

@@ -29,6 +29,7 @@ from mura_ray.render.overlay import painted
 from mura_ray.render.report import EvaluationResult
 from mura_ray.render.tables import Table, cell_text
 from mura_ray.stats.calibration import reliability
+from mura_ray.stats.estimates import MIN_COUNT
 from mura_ray.stats.localisation import pointing_game
 from mura_ray.stats.metrics import Metrics, study_metrics
 from mura_ray.stats.roc import roc_points
@@ -52,7 +53,7 @@ def assess(predictions: Predictions, notes: tuple[str, ...]) -> EvaluationResult
     views = None if boxes is None else boxed_views(predictions.table, boxes, maps)
     tables = [subgroups(studies, threshold), worst_errors(studies)]
     if description.calibration is not None:
-        tables.append(calibrated_table(studies, description.calibration))
+        tables += calibration_tables(studies, description.calibration)
     return EvaluationResult(
         ensemble_id=description.id,
         data=data_facts(predictions),
@@ -79,7 +80,7 @@ def data_facts(predictions: Predictions) -> Mapping[str, str]:
         "split_policy": manifest.split_policy,
         "manifest_sha256": manifest_sha256(predictions.data),
         "views": f"{len(predictions.table):,}",
-        "patients": f"{predictions.table['patient_id'].nunique():,}",
+        "patients": f"{predictions.table['patient_id'].nunique():,}" if manifest.patients_known else "unknown",
         "quarantined": f"{len(left_out)} damaged files of the split left out, {lost} studies lost by it",
     }
 
@@ -102,27 +103,37 @@ def subgroups(studies: pd.DataFrame, threshold: float) -> Table:
     return Table("subgroups", "Subgroups by number of views", pd.DataFrame(rows))
 
 
-def calibrated_table(studies: pd.DataFrame, calibration: Calibration) -> Table:
-    """Brier score and calibration error of the probabilities as they are and calibrated, over all studies."""
-    rows = []
-    for name, probabilities in (
-        ("as the members say", studies["probability"]),
-        ("calibrated", calibration.calibrated(studies["probability"], list(studies["study_type"]))),
-    ):
-        found = study_metrics(studies["label"], probabilities, studies["patient_id"].to_numpy(), THRESHOLD)
-        rows.append({"probability": name, "Brier score": found.brier, "calibration error": found.ece})
-    return Table("calibrated", "Before and after calibration", pd.DataFrame(rows))
+def calibration_tables(studies: pd.DataFrame, calibration: Calibration) -> list[Table]:
+    """Brier score and calibration error before and after calibration, and the scaling, by study type and overall."""
+    calibrated = calibration.calibrated(studies["probability"], list(studies["study_type"]))
+    after = strata_metrics(studies.assign(probability=calibrated), THRESHOLD)
+    rows, scalings = [], []
+    for name, before in strata_metrics(studies, THRESHOLD).items():
+        rows.append({
+            "study_type": name, "num_studies": before.num_studies, "num_abnormal": before.num_abnormal,
+            "Brier score": before.brier, "calibrated": after[name].brier,
+            "calibration error": before.ece, "calibrated error": after[name].ece,
+        })  # fmt: skip
+        scaling = calibration.scaling(name)
+        scalings.append({
+            "study_type": name, "fitted on": name if name in calibration.by_type else "all types",
+            "normal": scaling.num_normal, "abnormal": scaling.num_abnormal,
+            "slope": scaling.slope, "intercept": scaling.intercept,
+        })  # fmt: skip
+    note = "Calibrated: expit(slope * logit(probability) + intercept)."
+    return [
+        Table("calibrated", "Before and after calibration", pd.DataFrame(rows)),
+        Table("calibration", "The calibration: Platt scaling", pd.DataFrame(scalings), note),
+    ]
 
 
 def worst_errors(studies: pd.DataFrame) -> Table:
-    """The studies with the surest wrong answers."""
+    """The studies with the surest wrong answers, if any are wrong."""
     wrong = studies[studies["abnormal"] != studies["label"]]
     surest = wrong.assign(off=(wrong["probability"] - wrong["label"]).abs()).sort_values("off", ascending=False)
     columns = ["study", "label", "num_views", "probability"]
-    return Table(
-        "worst_errors", f"The {min(NUM_WORST, len(wrong))} surest of {len(wrong)} wrong answers",
-        surest.head(NUM_WORST)[columns].reset_index(drop=True),
-    )  # fmt: skip
+    title = f"The {min(NUM_WORST, len(wrong))} surest of {len(wrong)} wrong answers"
+    return Table("worst_errors", title, surest.head(NUM_WORST)[columns].reset_index(drop=True))
 
 
 def painted_by_label(labels: pd.Series, maps: np.ndarray) -> pd.DataFrame:
@@ -132,13 +143,20 @@ def painted_by_label(labels: pd.Series, maps: np.ndarray) -> pd.DataFrame:
     return groups.agg(num_views=("share", "size"), share=("share", "mean"), strength=("strength", "mean")).reset_index()
 
 
-def split_notes(manifest: Manifest, split: str) -> tuple[str, ...]:
-    """Why the numbers are not what new patients would give, as the split's name says."""
-    if split == "train":
-        return ("training numbers: members learn from the split 'train'",)
-    if split == "valid" or manifest.split_policy == "official":
-        return (f"optimistic numbers: epochs and members are chosen on the split {split!r}",)
-    return ()
+def split_notes(description: EnsembleDescription, manifest: Manifest, split: str) -> tuple[str, ...]:
+    """Why the numbers, or their intervals, are not what new patients would give, as the data set itself tells."""
+    notes = []
+    if manifest.id == description.data_id and split == "train":
+        notes.append("training numbers: members learn from the split 'train'")
+    elif manifest.id == description.data_id and (split == "valid" or manifest.split_policy == "official"):
+        notes.append(f"optimistic numbers: epochs and members are chosen on the split {split!r}")
+    if not manifest.patients_known:
+        notes.append(
+            f"patients unknown: {manifest.name} does not say whose its images are, so each study counts as a patient's "
+            "only one. Intervals by patient are too narrow where patients have several, and patients that are in the "
+            "training data too are not found"
+        )
+    return tuple(notes)
 
 
 def calibration_notes(description: EnsembleDescription, manifest: Manifest, split: str) -> tuple[str, ...]:
@@ -156,8 +174,8 @@ def calibration_notes(description: EnsembleDescription, manifest: Manifest, spli
 
 
 def reliability_bins(labels: pd.Series, probabilities: ArrayLike) -> list[ReliabilityBin]:
-    """Bins with studies, for the figure."""
-    table = reliability(labels, probabilities).dropna(subset=["mean_predicted", "observed"])
+    """Bins with studies, for the figure; NaN for the share of abnormal ones where they are too few for one."""
+    table = reliability(labels, probabilities).dropna(subset=["mean_predicted"])
     return [
         ReliabilityBin(row["mean_predicted"], row["observed"], row["observed_low"], row["observed_high"],
                        int(row["num_studies"]))
@@ -191,7 +209,8 @@ def _pictures(predictions: Predictions, studies: pd.DataFrame, metrics: Mapping[
     if series[0][1]:
         pictures.append(Picture(
             "reliability", reliability_figure(series),
-            "Share of abnormal studies by predicted probability, Wilson's intervals.", 50,
+            f"Share of abnormal studies by predicted probability, Wilson's intervals; bins of fewer than {MIN_COUNT} "
+            "studies have a bar only.", 50,
         ))  # fmt: skip
     pictures.append(Picture(
         "gallery", gallery_figure(gallery(predictions, studies)),

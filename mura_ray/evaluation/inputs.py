@@ -34,6 +34,9 @@ def read_answers(uri: str, what: str, studies: pd.Index) -> pd.DataFrame:
         table = pd.read_csv(io.BytesIO(store.read_bytes(uri)), dtype=str, keep_default_na=False)
     except ValueError as error:
         raise ValueError(f"{uri} is no CSV file with a header: {error}") from error
+    names = pd.read_csv(io.BytesIO(store.read_bytes(uri)), dtype=str, header=None, nrows=1).iloc[0]
+    if names.duplicated().any():  # which `read_csv` would rename
+        raise ValueError(f"{uri} has the column {names[names.duplicated()].iloc[0]!r} twice")
     if STUDY not in table or table.shape[1] < 2 or table.empty:
         raise ValueError(
             f"{uri} has {len(table)} rows and the columns {', '.join(table.columns)}: a row for each study, its key in "

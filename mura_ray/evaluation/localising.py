@@ -10,13 +10,13 @@ from mura_ray.domain import ABNORMAL
 from mura_ray.evaluation.predictions import Predictions
 from mura_ray.render.tables import Table
 from mura_ray.stats.localisation import BoxedView
-from mura_ray.stats.localisation_table import ALL_SIZES, MEASURES, localisation
+from mura_ray.stats.localisation_table import MEASURES, localisation
 
 ENSEMBLE = "ensemble"
 
 
 def localisation_tables(predictions: Predictions) -> list[Table]:
-    """One table where the split has boxes, else none."""
+    """Two tables where the split has boxes, the ensemble's maps and the members', else none."""
     boxes = read_boxes(predictions.data, predictions.split)
     if boxes is None:
         return []
@@ -26,17 +26,25 @@ def localisation_tables(predictions: Predictions) -> list[Table]:
         for member, maps in zip(predictions.description.members, predictions.member_maps, strict=True)
     }
     views = {name: boxed_views(predictions.table, boxes, maps) for name, maps in sources.items()}
-    rows = [
+    rows = pd.DataFrame([
         {
             "maps": row.source, "measure": row.measure, "boxes of the view": row.size, "views": row.num_views,
             "patients": row.num_patients, "value": row.value, "permuted boxes": row.permuted,
             "centre map": row.centre, "above permuted": row.above_permuted, "above centre": row.above_centre,
         }
         for row in localisation(views)
-        if row.num_views and (row.source == ENSEMBLE or row.size == ALL_SIZES)
-    ]  # fmt: skip
-    note = "; ".join(f"{name}: {meaning}" for name, meaning in MEASURES.items())
-    return [Table("localisation", "Maps over annotated findings", pd.DataFrame(rows), f"{note}.")]
+        if row.num_views
+    ])  # fmt: skip
+    note = (
+        f"{'; '.join(f'{name}: {meaning}' for name, meaning in MEASURES.items())}. Boxes of the view: the share of it "
+        "that they cover together. Permuted boxes: those of the other views of the type and size, a patient's own "
+        "other views among them. Centre map: one fixed map for all views, a Gaussian in the middle."
+    )
+    whole, parts = (rows[(rows["maps"] == ENSEMBLE) == is_whole].reset_index(drop=True) for is_whole in (True, False))
+    return [
+        Table("localisation", "Maps over annotated findings", whole, note),
+        Table("localisation_members", "The members' maps over annotated findings", parts, note),
+    ]
 
 
 def boxed_views(table: pd.DataFrame, boxes: pd.DataFrame, maps: Sequence[np.ndarray] | np.ndarray) -> list[BoxedView]:

@@ -3,13 +3,17 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
-from mura_ray.evaluation.predictions import Predictions
+from mura_ray.evaluation.predictions import Predictions, strata
 from mura_ray.render.tables import Table
+from mura_ray.stats.estimates import Estimate, has_both_labels
 from mura_ray.stats.metrics import study_metrics
 from mura_ray.stats.roc import threshold_for_sensitivity, youden_threshold
+
+_KAPPAS = "kappa", "kappa (by patient)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,9 +23,11 @@ class Rule:
     name: str
     sensitivity: float | None = None
 
-    def threshold(self, studies: pd.DataFrame) -> float:
-        """On these studies, of both labels."""
+    def threshold(self, studies: pd.DataFrame) -> float | None:
+        """On these studies; None where they have too few of a label."""
         labels, probabilities = studies["label"], studies["probability"]
+        if not has_both_labels(labels.to_numpy()):
+            return None
         if self.sensitivity is None:
             return youden_threshold(labels, probabilities)
         return threshold_for_sensitivity(labels, probabilities, self.sensitivity)
@@ -43,26 +49,47 @@ def parse_rule(text: str) -> Rule:
 
 
 def operating_points(predictions: Predictions, rules: Sequence[Rule], chosen_on: Predictions | None) -> Table:
-    """The ensemble's threshold and those that the rules choose, with what each gives on the split.
+    """The ensemble's threshold and those that the rules choose, with what each gives by study type and overall.
 
     Args:
         predictions: of the split that is reported.
-        rules: how to choose.
+        rules: how to choose, one threshold for all study types.
         chosen_on: predictions of the split that they choose on; None: no rule chooses.
     """
     threshold = predictions.description.threshold
-    chosen = [("as trained", threshold, "fixed beforehand")]
+    chosen: list[tuple[str, float | None, str]] = [("as trained", threshold, "fixed beforehand")]
     if chosen_on is not None:
         studies = chosen_on.studies(threshold)
         chosen += [(rule.name, rule.threshold(studies), chosen_on.split) for rule in rules]
-    studies, rows = predictions.studies(threshold), []
-    for name, limit, where in chosen:
-        found = study_metrics(studies["label"], studies["probability"], studies["patient_id"].to_numpy(), limit)
-        rows.append({
-            "rule": name, "threshold": limit, "chosen on": where, "sensitivity": found.sensitivity,
-            "specificity": found.specificity, "PPV": found.ppv, "NPV": found.npv, "kappa": found.kappa_clustered,
-        })  # fmt: skip
-    note = "A study is called abnormal above the threshold."
-    if chosen_on is not None and chosen_on.split == predictions.split:
-        note += f" Optimistic: chosen on the split {predictions.split!r}, which is reported here."
-    return Table("operating_points", "Operating points, all study types", pd.DataFrame(rows), note)
+    studies = predictions.studies(threshold)
+    masks = strata(studies["study_type"])
+    rows = [
+        {"rule": name, "threshold": limit, "chosen on": where, "study_type": study_type}
+        | _results(studies[mask], limit)
+        for name, limit, where in chosen
+        for study_type, mask in masks.items()
+    ]
+    note = " ".join(["A study is called abnormal above the threshold.", *operating_notes(predictions, chosen_on)])
+    return Table("operating_points", "Operating points", pd.DataFrame(rows), note)
+
+
+def operating_notes(predictions: Predictions, chosen_on: Predictions | None) -> tuple[str, ...]:
+    """Why the results at chosen operating points are not what new patients would give."""
+    if chosen_on is None:
+        return ()
+    if chosen_on.split == predictions.split:
+        return (f"Optimistic operating points: chosen on the split {predictions.split!r}, which is reported.",)
+    if chosen_on.split == "train" and chosen_on.manifest.id == chosen_on.description.data_id:
+        return ("Operating points chosen on the split 'train', whose studies the members know: they will not hold.",)
+    return ()
+
+
+def _results(studies: pd.DataFrame, limit: float | None) -> dict[str, Any]:
+    found = {"num_studies": len(studies), "num_abnormal": int(studies["label"].sum())}
+    if limit is None:
+        return found | dict.fromkeys(("sensitivity", "specificity", "PPV", "NPV", *_KAPPAS), Estimate())
+    metrics = study_metrics(studies["label"], studies["probability"], studies["patient_id"].to_numpy(), limit)
+    shares = {
+        "sensitivity": metrics.sensitivity, "specificity": metrics.specificity, "PPV": metrics.ppv, "NPV": metrics.npv,
+    }  # fmt: skip
+    return found | shares | dict(zip(_KAPPAS, (metrics.kappa, metrics.kappa_clustered), strict=True))

@@ -16,6 +16,7 @@ from mura_ray.render.tables import NOT_ESTIMABLE, Table, cell_text
 from mura_ray.stats.estimates import Estimate
 from mura_ray.stats.findings import sensitivity_by_finding
 from mura_ray.stats.readers import (
+    JOINED,
     MODEL,
     AllPanels,
     Rater,
@@ -50,9 +51,9 @@ class ReaderQuestion:
 
 
 def add_readers(result: EvaluationResult, answers: pd.DataFrame, question: ReaderQuestion) -> EvaluationResult:
-    """The result with the reader study's tables, and readers in its ROC figure.
+    """The result with the reader study's tables, and the ROC curve of the studies that readers have seen.
 
-    The curve then is that of the studies that readers have seen, against their gold standard (paper, section 4).
+    That curve is against the readers' gold standard (paper, section 4), the result's own is against the labels.
 
     Args:
         result: of an evaluation.
@@ -65,8 +66,7 @@ def add_readers(result: EvaluationResult, answers: pd.DataFrame, question: Reade
     rows = result.studies.set_index("study").loc[answers.index]
     data = reader_data(answers, rows["probability"], rows["patient_id"].to_numpy(), rows["study_type"].to_numpy())
     tables, picture = reader_parts(data, question, result.threshold)
-    pictures = (picture, *(one for one in result.pictures if one.name != picture.name))
-    return replace(result, tables=(*result.tables, *tables), pictures=pictures)
+    return replace(result, tables=(*result.tables, *tables), pictures=(*result.pictures, picture))
 
 
 def reader_parts(data: ReaderData, question: ReaderQuestion, threshold: float) -> tuple[list[Table], Picture]:
@@ -152,7 +152,7 @@ def _panels_table(panels: AllPanels, readers: Sequence[str]) -> Table:
     )
     rows = []
     for row in panels.table.to_dict(orient="records"):
-        panel = row["panel"].split(" + ")
+        panel = row["panel"].split(JOINED)
         numbers = (row[f"difference{end}"] for end in ("", "_low", "_high"))
         rows.append(
             {"panel": row["panel"], "abnormal": row["num_abnormal"], MODEL: row[MODEL]}
@@ -183,4 +183,4 @@ def _roc_picture(data: ReaderData, study: ReaderStudy) -> Picture:
         f"ROC curve of the model against the majority of {', '.join(study.panel)}, with its own and the compared "
         f"readers' operating points; {study.num_studies} studies."
     )
-    return Picture("roc", roc_figure(curves, points), caption)
+    return Picture("roc_readers", roc_figure(curves, points), caption)

@@ -1,5 +1,6 @@
 """The report of an evaluation as a document, and the ensemble's model card: what a group attaches to its paper."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,16 +15,18 @@ from mura_ray.render.tables import Table, cell_text, shown
 
 _CHAPTERS = {
     "Results": ("metrics", "metrics_more", "roc", "auroc_by_type", "operating_points"),
-    "Readers": ("readers", "reader_differences", "readers_by_type", "panels"),
-    "Comparison": ("comparison",),
-    "Calibration": ("calibration", "calibrated", "reliability"),
-    "Localisation": ("localisation", "painted"),
+    "Readers": ("readers", "roc_readers", "reader_differences", "readers_by_type", "panels"),
+    "Comparison": ("comparison", "comparison_calibrated"),
+    "Calibration": ("reliability", "calibrated", "calibration"),
+    "Localisation": ("localisation", "painted", "localisation_members"),
     "Radiographs and their maps": ("gallery",),
     "Worst errors": ("worst_errors",),
     "Findings and subgroups": ("findings", "subgroups"),
     "Ablations": ("ablation",),
 }
 """Which tables and pictures each chapter has, by name; one without any is left out."""
+
+PART_NAMES = tuple(itertools.chain.from_iterable(_CHAPTERS.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +147,7 @@ def _checklist(result: EvaluationResult, provenance: Provenance) -> Table:
         ("Source of data, dates, setting, eligibility of participants", _TO_FILL),
         ("Data set and its version", f"{data['name']}, id {data['id']}"),
         ("How data were divided", f"splits by policy {data['split_policy']!r}; reported: {data['split']}"),
-        ("Patients or images in several splits", "refused, or named in the notes"),
+        ("Patients or images in several splits", "looked for, as far as the notes do not say otherwise"),
         ("Reference standard, who labelled and with what information", _TO_FILL),
         ("Preprocessing", f"one channel, 8 bit, {size} x {size} px, sides scaled apart"),
         ("Excluded or damaged images", data.get("quarantined", _TO_FILL)),
@@ -156,7 +159,7 @@ def _checklist(result: EvaluationResult, provenance: Provenance) -> Table:
         ("Thresholds and where they were chosen", "chapter Data and recipe, Which split decided what"),
         ("Results by subgroup, fairness", f"by study type and number of views; age, sex, origin: {_TO_FILL}"),
         ("Failure analysis", "chapters Worst errors and Radiographs and their maps"),
-        ("External validation", _TO_FILL if description.data_id == data["id"] else f"on {data['name']}; see the notes"),
+        ("External validation", f"whether the data are from elsewhere: {_TO_FILL}"),
         ("Code, weights and environment", f"revision {provenance.git_revision}, ensemble {description.id}"),
         ("Ethics, registration, protocol, funding, interests", _TO_FILL),
     )  # fmt: skip

@@ -52,7 +52,10 @@ class OperatingPoint:
 
 @dataclass(frozen=True, slots=True)
 class ReliabilityBin:
-    """Studies of similar probability: their mean probability, the share that is abnormal and its interval, and n."""
+    """Studies of similar probability: their mean probability, the share that is abnormal and its interval, and n.
+
+    NaN for share and interval where there are too few studies for one.
+    """
 
     predicted: float
     observed: float
@@ -103,9 +106,7 @@ def reliability_figure(series: Sequence[tuple[str, Sequence[ReliabilityBin]]]) -
             x = np.array([one.predicted for one in bins])
             y = np.array([one.observed for one in bins])
             margins = np.array([[one.observed - one.low for one in bins], [one.high - one.observed for one in bins]])
-            axes.errorbar(
-                x, y, yerr=np.maximum(margins, 0), color=color, marker="o", ms=4, lw=1.2, capsize=2, label=name
-            )
+            axes.errorbar(x, y, yerr=np.fmax(margins, 0), color=color, marker="o", ms=4, lw=1.2, capsize=2, label=name)
             shift = (place - (len(series) - 1) / 2) * 0.03
             counts.bar(x + shift, [one.num for one in bins], width=0.028, color=color)
         axes.set(ylabel="share abnormal", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))

@@ -22,6 +22,9 @@ MORE_COLUMNS = {
     "auroc_delong": "AUROC (DeLong)", "kappa_clustered": "kappa (by patient)", "ppv": "PPV", "npv": "NPV",
     "brier": "Brier score", "ece": "calibration error",
 }  # fmt: skip
+NUMBERS = "metrics.json"
+"""Of an evaluation, written last."""
+
 _WIDTH = 116  # of the table, and so of the text around it
 
 METHODS = (
@@ -84,8 +87,14 @@ def evaluation_text(result: EvaluationResult) -> str:
     notes = [textwrap.fill(f"NOTE: {note}", _WIDTH) for note in result.notes]
     methods = [textwrap.fill(method, _WIDTH) for method in METHODS]
     tables = [as_text(table) for table in result.metric_tables]
-    more = [f"{table.title}\n{as_text(table)}" for table in (*result.tables, painted_table(result.painted))]
+    more = [titled_text(table) for table in (*result.tables, painted_table(result.painted))]
     return "\n\n".join([head, *notes, *tables, *more, *game, "\n".join(methods)])
+
+
+def titled_text(table: Table) -> str:
+    """A table for a terminal, with its title above and its note below."""
+    note = [textwrap.fill(table.note, _WIDTH)] if table.note else []
+    return "\n".join([table.title, as_text(table), *note])
 
 
 def write_numbers(result: EvaluationResult, out: str) -> None:
@@ -104,7 +113,7 @@ def write_numbers(result: EvaluationResult, out: str) -> None:
         "painted": result.painted.to_dict(orient="records"),
         "localisation": result.localisation and asdict(result.localisation),
     }
-    store.write_bytes(store.join(out, "metrics.json"), json.dumps(content, indent=2, allow_nan=False).encode() + b"\n")
+    store.write_bytes(store.join(out, NUMBERS), json.dumps(content, indent=2, allow_nan=False).encode() + b"\n")
 
 
 def _probability_counts(studies: pd.DataFrame) -> dict[str, list[int]]:

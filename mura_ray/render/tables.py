@@ -29,7 +29,7 @@ class Table:
 
 
 def shown(frame: pd.DataFrame) -> pd.DataFrame:
-    """The cells as a person reads them: three decimals, an interval in brackets."""
+    """The cells as a person reads them: three decimals, an interval in brackets; what is too small as < 0.001."""
     return frame.apply(lambda column: column.map(cell_text))
 
 
@@ -44,7 +44,7 @@ def cell_text(value: Any) -> str:
             return f"{value.value:.3f} [{NOT_ESTIMABLE}]"
         return f"{value.value:.3f} [{value.low:.3f}, {value.high:.3f}]"
     if isinstance(value, float):
-        return f"{value:.3f}"
+        return "< 0.001" if 0 < value < 0.0005 else f"{value:.3f}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
@@ -90,15 +90,16 @@ _LATEX = {"&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{"
 
 
 def as_latex(table: Table) -> bytes:
-    """A `table` environment with booktabs' rules."""
+    """A `table` environment with booktabs' rules; the note is in its caption."""
 
     def line(cells: list[Any]) -> str:
         return " & ".join("".join(_LATEX.get(letter, letter) for letter in str(cell)) for cell in cells) + r" \\"
 
     rows = [line(list(cells)) for cells in shown(table.frame).itertuples(index=False)]
+    caption = line([f"{table.title}. {table.note}" if table.note else table.title])[:-3]
     columns = "l" + "r" * (len(table.frame.columns) - 1)
     lines = [
-        r"\begin{table}", r"\centering", rf"\caption{{{line([table.title])[:-3]}}}", rf"\label{{tab:{table.name}}}",
+        r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", rf"\label{{tab:{table.name}}}",
         rf"\begin{{tabular}}{{{columns}}}", r"\toprule", line(list(table.frame.columns)), r"\midrule", *rows,
         r"\bottomrule", r"\end{tabular}", r"\end{table}",
     ]  # fmt: skip

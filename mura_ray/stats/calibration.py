@@ -108,7 +108,7 @@ def reliability(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> 
     Args:
         labels: 0 normal, 1 abnormal, [n].
         probabilities: of abnormality, [n].
-        bins: how many, of equal width; the upper edge belongs to the last one, else to the next.
+        bins: how many, of equal width; an edge belongs to the bin below it, as in `calibration_error`.
 
     Returns:
         A row per bin: low, high (its edges), num_studies, mean_predicted, observed (the share of abnormal ones) with
@@ -121,7 +121,7 @@ def reliability(labels: ArrayLike, probabilities: ArrayLike, bins: int = 10) -> 
     if bins < 1:
         raise ValueError(f"{bins} bins: take 1 or more")
     edges = np.linspace(0, 1, bins + 1)
-    places = np.clip(np.searchsorted(edges, probabilities, side="right") - 1, 0, bins - 1)
+    places = np.searchsorted(edges[1:-1], probabilities)
     rows = []
     for place in range(bins):
         inside = places == place

@@ -30,7 +30,14 @@ PANEL = 3
 MODEL = "model"
 _AUROC = "auroc"
 _DIFFERENCE = ("difference", "difference_low", "difference_high")
-_RESERVED = {MODEL, _AUROC, "panel", "num_abnormal", "best_reader", "mean_reader", *_DIFFERENCE}
+_RESERVED = {
+    *(MODEL, _AUROC, "panel", "num_abnormal", "best_reader", "mean_reader", *_DIFFERENCE),
+    *("abnormal", "best reader", "mean reader", "model less mean reader", "study_type", "n", "rater"),
+}
+"""Columns of the tables that have one for each reader."""
+
+JOINED = " + "
+"""Between the names of a panel."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -170,6 +177,8 @@ def reader_data(
         raise ValueError(f"{len(labels)} readers: {PANEL} are the gold standard, and at least one more is compared")
     if taken := _RESERVED & set(labels):
         raise ValueError(f"a reader is called {min(taken)!r}, which names something else: give the reader another name")
+    if joined := [name for name in labels if JOINED in name]:
+        raise ValueError(f"a reader is called {joined[0]!r}: a name with {JOINED!r} would be taken for a panel's")
     study_types = np.asarray(study_types)
     for name, column in labels.items():
         if not len(column) == len(study_types) == len(np.asarray(probabilities)):
@@ -300,7 +309,7 @@ def _row(study: ReaderStudy, names: Sequence[str]) -> dict[str, object]:
     compared = [kappa for kappa in kappas.values() if kappa is not None]
     difference = study.difference_to_mean
     return {
-        "panel": " + ".join(study.panel),
+        "panel": JOINED.join(study.panel),
         "num_abnormal": study.num_abnormal,
         MODEL: study.model.kappa.value,
         **{name: kappas.get(name) for name in names},

@@ -7,6 +7,9 @@ from mura_ray.model.ensemble import EnsembleDescription, calibrate_ensemble, ens
 from mura_ray.platt import FittedOn
 from mura_ray.stats.calibration import fit_calibration
 
+CALIBRATED = "-calibrated"
+"""Ends the name of a calibrated ensemble's folder."""
+
 
 def calibrate(
     ensemble_uri: str, studies: pd.DataFrame, *, data_id: str, split: str, dest: str | None = None
@@ -44,4 +47,4 @@ def default_dest(ensemble: str) -> str:
 
     There it is found like any other, by its id and as the newest.
     """
-    return store.join(f"{store.parent(ensemble)}-calibrated", "ensemble")
+    return store.join(f"{store.parent(ensemble)}{CALIBRATED}", "ensemble")

@@ -158,10 +158,10 @@ def test_reliability_has_a_row_per_bin_and_counts_every_study_once():
         assert (row.observed_low, row.observed_high) == pytest.approx(wilson, abs=1e-9)
 
 
-def test_reliability_gives_edges_to_the_upper_bin_and_no_share_where_nothing_can_be_said():
+def test_reliability_gives_edges_to_the_lower_bin_and_no_share_where_nothing_can_be_said():
     table = reliability([0, 1, 1], [0.0, 0.5, 1.0], bins=2)
-    assert list(table["num_studies"]) == [1, 2]
-    assert list(table["mean_predicted"]) == [0.0, 0.75]
+    assert list(table["num_studies"]) == [2, 1]
+    assert list(table["mean_predicted"]) == [0.25, 1.0]
     assert table[["observed", "observed_low", "observed_high"]].isna().all(axis=None)
     assert reliability([], []).shape == (10, 7)
     with pytest.raises(ValueError, match="0 bins"):

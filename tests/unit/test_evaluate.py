@@ -9,6 +9,8 @@ import pytest
 
 from mura_ray.data.manifest import read_manifest
 from mura_ray.evaluation.assessment import assess, calibration_notes, split_notes
+from mura_ray.evaluation.comparing import compare_predictions
+from mura_ray.evaluation.operating import Rule, operating_points
 from mura_ray.evaluation.predictions import predict_split
 from mura_ray.model.ensemble import Ensemble
 from mura_ray.platt import FittedOn
@@ -116,9 +118,15 @@ def test_text(result: EvaluationResult):
 )
 def test_says_what_the_numbers_were_chosen_on(data: str, split: str, policy: str, said: list[str]):
     manifest = read_manifest(data).model_copy(update={"split_policy": policy})
-    notes = split_notes(manifest, split)
+    notes = split_notes(DESCRIPTION.model_copy(update={"data_id": manifest.id}), manifest, split)
     assert [word for word in ("optimistic", "training") if any(word in note for note in notes)] == said
     assert len(notes) == len(said)
+
+
+def test_the_splits_of_data_that_the_ensemble_never_saw_are_no_choice_and_unknown_patients_are_said(data: str):
+    manifest = read_manifest(data).model_copy(update={"patients_known": False})
+    [note] = split_notes(DESCRIPTION.model_copy(update={"data_id": "else"}), manifest, "train")
+    assert "does not say whose its images are" in note
 
 
 @pytest.mark.parametrize(
@@ -197,3 +205,34 @@ def test_a_split_that_is_not_there(tmp_path: Path):
     write_data(tmp_path, {"train": cohort(), "valid": cohort()})
     with pytest.raises(ValueError, match="no split 'test'; it has train, valid"):
         result_on(str(tmp_path))
+
+
+def test_a_calibrated_ensemble_is_reported_before_and_after_by_type(data: str):
+    ensemble = make_ensemble(read_manifest(data).id, calibration=CALIBRATION)
+    tables = {table.name: table.frame for table in evaluate_ensemble(ensemble, data).tables}
+    assert list(tables["calibrated"]["study_type"]) == ["hand", "wrist", "overall"]
+    overall = tables["calibrated"].iloc[-1]
+    assert overall["Brier score"].value != overall["calibrated"].value
+    fitted = dict(zip(tables["calibration"]["study_type"], tables["calibration"]["fitted on"], strict=True))
+    assert fitted == {
+        name: name if name in CALIBRATION.by_type else "all types" for name in ("hand", "wrist", "overall")
+    }
+
+
+def test_two_calibrated_ensembles_are_compared_by_their_calibrated_decisions_too(data: str):
+    plain, calibrated = (make_ensemble(read_manifest(data).id, calibration=one) for one in (None, CALIBRATION))
+    predictions = predict_split(calibrated, data, "test")
+    assert [table.name for table in compare_predictions(predictions, predictions)] == [
+        "comparison", "comparison_calibrated",
+    ]  # fmt: skip
+    assert len(compare_predictions(predict_split(plain, data, "test"), predictions)) == 1
+
+
+def test_a_rule_that_has_too_few_studies_of_a_label_chooses_nothing(tmp_path: Path):
+    manifest = write_data(tmp_path, {"test": cohort(), "valid": [one for one in cohort("v", 50) if one.label == 0]})
+    ensemble = make_ensemble(manifest.id)
+    splits = {name: predict_split(ensemble, str(tmp_path), name) for name in ("test", "valid")}
+    frame = operating_points(splits["test"], [Rule("youden")], splits["valid"]).frame
+    chosen = frame[frame["rule"] == "youden"]
+    assert chosen["threshold"].isna().all()
+    assert set(chosen["sensitivity"]) == {Estimate()}

@@ -98,10 +98,38 @@ def test_readers_findings_and_operating_points_are_in_the_report(
     assert tables["readers"].loc[0, "sensitivity"] == 5 / 6
     assert len(tables["panels"]) == 4
     assert tables["findings"]["abnormal studies"].tolist() == [6, 0]
-    assert tables["operating_points"]["chosen on"].tolist() == ["fixed beforehand", "valid", "valid"]
-    assert tables["operating_points"]["sensitivity"].tolist()[2] >= 0.9
+    overall = tables["operating_points"].query("study_type == 'overall'")
+    assert overall["chosen on"].tolist() == ["fixed beforehand", "valid", "valid"]
+    assert overall["num_abnormal"].tolist() == [6, 6, 6]
+    assert overall["sensitivity"].tolist()[2] >= 0.9
+    assert {"roc.svg", "roc_readers.svg"} <= {path.name for path in (tmp_path / "out/figures").iterdir()}
     assert "majority of anna, ben, carla" in (tmp_path / "out/report.html").read_text()
     assert "dora" in capsys.readouterr().out
+
+
+def test_an_evaluation_leaves_nothing_of_the_one_before(
+    data: str, tmp_path: Path, loads: list[str], no_pages: None, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "out/tables").mkdir(parents=True)
+    (tmp_path / "out/tables/readers.csv").touch()
+    (tmp_path / "out/tables/mine.csv").touch()
+    assert evaluate.main(["--ensemble", "E", "--data", data, "--out", str(tmp_path / "out")]) == 0
+    assert {"mine.csv", "metrics.csv", "painted.tex"} <= (
+        names := {one.name for one in (tmp_path / "out/tables").iterdir()}
+    )
+    assert "readers.csv" not in names
+
+
+def test_where_the_search_says_what_it_was_trained_on_that_is_compared(
+    data: str, tmp_path: Path, no_pages: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    trained = write_data(tmp_path / "trained", {"train": cohort()})
+    use(monkeypatch, trained)
+    (tmp_path / "search").mkdir()
+    (tmp_path / "search/sweep.json").write_text(json.dumps({"data": str(tmp_path / "trained")}))
+    for folder in ("search", "search-calibrated"):
+        assert evaluate.main(["--ensemble", str(tmp_path / folder / "ensemble"), "--data", data]) == 1
+        assert "in common with the split 'train'" in capsys.readouterr().err
 
 
 def test_two_ensembles_are_compared_and_one_is_ablated(
@@ -144,7 +172,9 @@ def test_a_reader_study_is_simulated_in_the_papers_form_and_size(tmp_path: Path,
         "overall": 207,
     }  # fmt: skip
     assert by_type.shape[1] == 1 + 4 * 3  # n, then kappa and its bounds of three readers and the model
-    assert (tmp_path / "figures/roc.png").is_file()
+    assert (tmp_path / "figures/roc_readers.png").is_file()
+    assert "SIMULATED" in (tmp_path / "tables/readers.tex").read_text()
+    assert "nothing below was seen in radiographs" in (tmp_path / "tables/notes.txt").read_text()
 
 
 @pytest.mark.parametrize(

@@ -134,3 +134,14 @@ def test_a_space_keeps_its_meaning_as_json(tmp_path: Path) -> None:
 def test_a_name_below_a_setting_without_parts_is_named() -> None:
     with pytest.raises(ValueError, match=r"augmentation\.scale: augmentation has the value 3 already"):
         nested({"augmentation": 3, "augmentation.scale": 0.1})
+
+
+def test_settings_of_every_trial_can_be_given_instead_of_the_files(tmp_path: Path):
+    path = write_space(tmp_path, fixed={"image_size": 320, "augmentation": {"scale": 0.1}})
+    space = read_space(path, {"image_size": 64, "augmentation.translation": 0.2})
+    config = trial_config(space, {})
+    assert (config.image_size, config.augmentation.scale, config.augmentation.translation) == (64, 0.1, 0.2)
+    with pytest.raises(ValueError, match="imagesize"):
+        read_space(path, {"imagesize": 64})
+    with pytest.raises(ValueError, match="learning_rate is searched"):
+        read_space(path, {"learning_rate": 1e-4})

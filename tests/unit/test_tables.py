@@ -30,6 +30,8 @@ TABLE = Table(
         (None, NOT_ESTIMABLE),
         (math.nan, NOT_ESTIMABLE),
         (0.12345, "0.123"),
+        (1e-9, "< 0.001"),
+        (0.0, "0.000"),
         (12345, "12,345"),
         ("hand", "hand"),
     ],
