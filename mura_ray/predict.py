@@ -6,8 +6,8 @@ import shutil
 import sys
 import tempfile
 import uuid
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
@@ -28,8 +28,8 @@ EPILOG = """example:
   python -m mura_ray.predict --ensemble runs/first/ensemble --source radiographs --out predictions
 
 Every folder that directly holds DICOM, PNG or JPEG files is one study, and they are its views; so put each study into a
-folder of its own. DICOM files of several studies in one folder are told apart by StudyInstanceUID. A study's type is
-read from a part of its path like XR_WRIST, else from BodyPartExamined. Hidden files and other files are skipped.
+folder of its own. Of DICOM files StudyInstanceUID tells which are one study, in one folder or in several. A study's
+type is read from a part of its path like XR_WRIST, else from BodyPartExamined. Hidden and other files are skipped.
 
   predictions/studies.csv             a row per study: probability (and calibrated), decision, each member's probability
   predictions/views.csv               a row per view
@@ -140,10 +140,10 @@ def study_type_of(path: PurePosixPath) -> str:
 
 
 def overlay_names(views: Sequence[PurePosixPath]) -> list[str]:
-    """File names of a study's overlays: each view's with the suffix .png, or after its own where that would clash."""
-    stems = [view.stem for view in views]
+    """Paths of a study's overlays: each view's with the suffix .png, or after its own where that would clash."""
+    stems = [str(view.with_name(view.stem)) for view in views]
     if len({stem.casefold() for stem in stems}) < len(stems):
-        stems = [view.name for view in views]
+        stems = list(map(str, views))
     return [f"{stem}.png" for stem in stems]
 
 
@@ -174,15 +174,40 @@ def _check_views(
 def _split_by_uid(
     studies: Mapping[PurePosixPath, Sequence[PurePosixPath]], headers: Mapping[PurePosixPath, Radiograph]
 ) -> dict[PurePosixPath, list[PurePosixPath]]:
-    """The sound views by study. A folder with DICOM files of several studies is split: FOLDER/StudyInstanceUID."""
+    """The sound views by study. Where a DICOM file names its study, that counts, and not the folder.
+
+    A folder with several such studies is split, and one that lies in several folders, a series each, is joined:
+    FOLDER/StudyInstanceUID, FOLDER being that which holds all of them.
+    """
+    folders: dict[str, set[PurePosixPath]] = defaultdict(set)
+    uids: dict[PurePosixPath, set[str]] = defaultdict(set)
+    for folder, views in studies.items():
+        for view in views:
+            if view in headers and (uid := headers[view].study_uid):
+                folders[uid].add(folder)
+                uids[folder].add(uid)
     split: dict[PurePosixPath, list[PurePosixPath]] = {}
-    for study, views in studies.items():
-        sound = [view for view in views if view in headers]
-        uids = {uid for view in sound if (uid := headers[view].study_uid)}
-        for view in sound:
+    for folder, views in studies.items():
+        for view in (view for view in views if view in headers):
             uid = headers[view].study_uid
-            split.setdefault(study / uid if uid and len(uids) > 1 else study, []).append(view)
+            is_apart = uid and (len(uids[folder]) > 1 or len(folders[uid]) > 1)
+            split.setdefault(_common(folders[uid]) / uid if uid and is_apart else folder, []).append(view)
+    for uid, found in folders.items():
+        if len(found) > 1:
+            print(f"note: study {uid} lies in {len(found)} folders, such as {min(found)}, and is one", file=sys.stderr)
     return split
+
+
+def _common(folders: Iterable[PurePosixPath]) -> PurePosixPath:
+    """The folder that holds all of some."""
+    first, *others = folders
+    return next(one for one in (first, *first.parents) if all(folder.is_relative_to(one) for folder in others))
+
+
+def view_names(views: Sequence[PurePosixPath]) -> list[PurePosixPath]:
+    """What a study's views are called in tables: their file names, below their series' folder where it has several."""
+    common = _common({view.parent for view in views})
+    return [view.relative_to(common) for view in views]
 
 
 def _note(
@@ -215,14 +240,15 @@ def _predict_studies(
         for study, views in progress.track(list(studies.items()), description="predicting studies"):
             grays = [_read(source, view).gray for view in views]
             prediction = ensemble.predict_study(grays)
-            paths = [PurePosixPath("overlays", study, name) for name in overlay_names(views)] if overlays else []
+            names = view_names(views)
+            paths = [PurePosixPath("overlays", study, name) for name in overlay_names(names)] if overlays else []
             for path, gray, view in zip(paths, grays, prediction.views, strict=False):
                 (out / path).parent.mkdir(parents=True, exist_ok=True)
                 (out / path).write_bytes(encode_png(overlay(gray, view.cam)))
             said = {study_type for view in views if (study_type := headers[view].study_type)}
             study_type = study_type_of(PurePosixPath(source, study)) or (said.pop() if len(said) == 1 else "")
             study_rows.append(_study_row(study, study_type, prediction, ensemble.description))
-            view_rows += _view_rows(study, views, paths, prediction)
+            view_rows += _view_rows(study, names, paths, prediction)
     _write_table(out / "studies.csv", study_rows)
     _write_table(out / "views.csv", view_rows)
 
@@ -252,7 +278,7 @@ def _view_rows(
     return [
         {
             "study": study.as_posix(),
-            "view": path.name,
+            "view": path.as_posix(),
             "width": view.width,
             "height": view.height,
             "probability": view.probability,

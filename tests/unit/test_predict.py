@@ -224,6 +224,22 @@ def test_dicom_files_of_one_folder_are_told_apart_by_study(
     assert (tmp_path / "out" / "overlays" / STUDY_UID / "one.png").is_file()
 
 
+def test_series_of_one_study_in_folders_of_their_own_are_its_views(
+    ensemble: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    window = {"WindowCenter": 2048, "WindowWidth": 4096}
+    for series, darker in (("SE1", 1), ("SE2", 2)):
+        (tmp_path / "source" / "ST1" / series).mkdir(parents=True)
+        (tmp_path / "source" / "ST1" / series / "IM1").write_bytes(dicom(phantom(12) // darker, 12, **window))
+    assert run(ensemble, tmp_path / "source", tmp_path / "out") == 0
+    studies = pd.read_csv(tmp_path / "out" / "studies.csv", dtype=str)
+    assert studies[["study", "num_views"]].to_numpy().tolist() == [[f"ST1/{STUDY_UID}", "2"]]
+    views = pd.read_csv(tmp_path / "out" / "views.csv", dtype=str)
+    assert views["view"].tolist() == ["SE1/IM1", "SE2/IM1"]
+    assert all((tmp_path / "out" / overlay).is_file() for overlay in views["overlay"])
+    assert f"study {STUDY_UID} lies in 2 folders, such as ST1/SE1" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("path", "study_type"),
     [
@@ -251,10 +267,11 @@ def test_study_type_from_above_the_source(ensemble: str, source: Path, tmp_path:
         (["a.png", "a.jpg"], ["a.png.png", "a.jpg.png"]),
         (["A.jpg", "a.png", "b.png"], ["A.jpg.png", "a.png.png", "b.png.png"]),
         (["v1.0.png"], ["v1.0.png"]),
+        (["one/IM1", "two/IM1"], ["one/IM1.png", "two/IM1.png"]),
     ],
 )
 def test_overlays_never_overwrite_each_other(views: list[str], names: list[str]):
-    assert predict.overlay_names([PurePosixPath("study", view) for view in views]) == names
+    assert predict.overlay_names([PurePosixPath(view) for view in views]) == names
 
 
 def test_needs_no_ray():
