@@ -59,7 +59,7 @@ def test_no_file_holds_a_secret() -> None:
 
 
 def test_variables_are_those_that_the_program_reads() -> None:
-    read_by = "".join((ROOT / name).read_text() for name in ("mura_ray/config.py", "serve/app.py"))
+    read_by = "".join((ROOT / name).read_text() for name in ("mura_ray/config.py", "serve/app.py", "serve/record.py"))
     name = re.compile(r"MURA_[A-Z]+(?:_[A-Z]+)*")
     for path in cluster_files():
         assert set(name.findall(path.read_text())) <= set(name.findall(read_by)), path
