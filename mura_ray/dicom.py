@@ -25,7 +25,7 @@ from mura_ray.dicom_header import (
     refuse,
     shown,
 )
-from mura_ray.images import MAX_PIXELS, read_gray
+from mura_ray.images import MAX_PIXELS, read_picture
 
 MODALITIES = ("CR", "DX", "RF")
 
@@ -40,6 +40,8 @@ BODY_PARTS = {
 }  # fmt: skip
 """Study types by BodyPartExamined, its letters alone and without the side. ARM or UP_EXM could be one of several."""
 
+_COLOUR = "the picture is in colour, and radiographs are gray: its colours are lost, and it may be no radiograph"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Radiograph:
@@ -49,6 +51,7 @@ class Radiograph:
         gray: uint8 [H, W], bone bright.
         is_dicom: whether the file is DICOM; the others say nothing but their pixels.
         pixel_spacing_mm: between the centres of rows and of columns: of PixelSpacing, else at the detector.
+        body_part: BodyPartExamined as a text may show it; None where it is missing.
         study_type: of BodyPartExamined; None where that is no single one of `domain.STUDY_TYPES`.
         study_uid: StudyInstanceUID; None where it is missing or no UID.
         warnings: what makes the pixels mean less than they should.
@@ -57,6 +60,7 @@ class Radiograph:
     gray: np.ndarray
     is_dicom: bool = False
     pixel_spacing_mm: tuple[float, float] | None = None
+    body_part: str | None = None
     study_type: str | None = None
     study_uid: str | None = None
     warnings: tuple[str, ...] = ()
@@ -78,7 +82,8 @@ def read_radiograph(content: bytes) -> Radiograph:
         ValueError: it is none of these, or not a radiograph that can be read; the text names element, value and remedy.
     """
     if not is_dicom(content):
-        return Radiograph(read_gray(content))
+        gray, is_colour = read_picture(content)
+        return Radiograph(gray, warnings=(_COLOUR,) if is_colour else ())
     if content.startswith((b"\x89PNG", b"\xff\xd8\xff")):
         raise ValueError("the file is DICOM and PNG or JPEG at once: send one of the two")
     return read_dicom(content)
@@ -122,6 +127,7 @@ def study_type_of_body_part(body_part: str) -> str | None:
 def _read_image(header: "Header") -> Radiograph:
     gray, notes = to_gray(header, _samples(header, _check_image(header)))
     spacing, study_uid = _pixel_spacing(header), header.text("StudyInstanceUID")
+    body_part = header.text("BodyPartExamined")
     if spacing is None:
         notes.append("no pixel spacing in (0028,0030) or (0018,1164): lengths are unknown")
     if header.code("BurnedInAnnotation") == "YES":
@@ -132,7 +138,8 @@ def _read_image(header: "Header") -> Radiograph:
         gray=gray,
         is_dicom=True,
         pixel_spacing_mm=spacing,
-        study_type=study_type_of_body_part(header.text("BodyPartExamined")),
+        body_part=shown(body_part.upper()) if body_part else None,
+        study_type=study_type_of_body_part(body_part),
         study_uid=study_uid if re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}", study_uid) else None,
         warnings=tuple(notes),
     )

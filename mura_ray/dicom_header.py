@@ -32,7 +32,7 @@ _IDENTITY = (
     "SpecificCharacterSet", "SOPClassUID", "SOPInstanceUID", "StudyDate", "StudyTime", "AccessionNumber", "Modality",
     "ReferringPhysicianName", "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "BodyPartExamined",
     "StudyInstanceUID", "SeriesInstanceUID", "StudyID", "Laterality", "ImageLaterality", "PatientOrientation",
-    "PixelSpacing", "BurnedInAnnotation",
+    "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "BurnedInAnnotation",
 )  # fmt: skip
 """What an object that is made of an image takes over from it."""
 

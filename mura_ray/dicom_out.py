@@ -16,16 +16,26 @@ from highdicom.coding_schemes import CodingSchemeIdentificationItem
 from highdicom.sc import SCImage
 from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
-from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import UID, ExplicitVRLittleEndian, generate_uid
 
-from mura_ray.dicom_header import read_identity
+from mura_ray.dicom_header import name_of, read_identity, shown
 
 _NAME = "mura_ray"
 _SERIES_NUMBER = 9000
 """Of the captures, the report has the next: behind what a modality numbers its series."""
 
+_MAY_BE_EMPTY = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID",
+    "AccessionNumber", "ReferringPhysicianName",
+)  # fmt: skip
+"""Elements of type 2: an image must have them, and those without names often lack them."""
+
+_SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
+
 _PROBABILITY = Code("ABN-PROBABILITY", "99MURA", "Probability of abnormality")
 _CALIBRATED = Code("ABN-CALIBRATED", "99MURA", "Calibrated probability of abnormality")
+_LOWEST = Code("ABN-LOWEST", "99MURA", "Lowest probability of a member of the ensemble")
+_HIGHEST = Code("ABN-HIGHEST", "99MURA", "Highest probability of a member of the ensemble")
 _DECISION = Code("ABN-DECISION", "99MURA", "Decision by the threshold")
 _NORMAL, _ABNORMAL = Code("17621005", "SCT", "Normal"), Code("263654008", "SCT", "Abnormal")
 _NO_UNITS = Code("1", "UCUM", "no units")
@@ -51,6 +61,7 @@ class PredictedStudy:
     ensemble_id: str
     probability: float
     calibrated_probability: float | None
+    member_range: tuple[float, float]
     abnormal: bool
     threshold: float
     num_left_out: int
@@ -61,7 +72,7 @@ def dicom_objects(study: PredictedStudy, views: Sequence[PredictedView]) -> dict
     """The objects as files, by name: `overlay-1.dcm` and so on in the order of the views, and `report.dcm`.
 
     Raises:
-        ValueError: a file does not say rightly which patient, study and image it is; the text names no values.
+        ValueError: a file does not say rightly which patient, study and image it is; the text quotes no names.
     """
     warnings.filterwarnings("ignore", module="highdicom")  # it quotes names that it finds unusual
     sources = [_source(view.content) for view in views]
@@ -72,7 +83,9 @@ def dicom_objects(study: PredictedStudy, views: Sequence[PredictedView]) -> dict
             for number, (view, source) in enumerate(zip(views, sources, strict=True), start=1)
         }
         return files | {"report.dcm": _file(_report(study, views, sources))}
-    except (ValueError, TypeError) as error:  # highdicom's, which quote values
+    except MemoryError:
+        raise
+    except Exception as error:  # highdicom answers with whatever it stumbles over, and quotes values
         what = f"an element of the patient or the study is not as DICOM has it ({type(error).__name__})"
         raise ValueError(f"{what}: export the files again") from None
 
@@ -82,6 +95,13 @@ def _source(content: bytes) -> Dataset:
     for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID"):
         if not re.fullmatch(r"[0-9.]{1,64}", str(found.get(keyword, ""))):
             raise ValueError(f"{keyword} is missing or no UID: nothing can refer to the image; export it again")
+    sop_class = UID(found.SOPClassUID)
+    if sop_class.type != "SOP Class" or sop_class.info or sop_class.is_retired:
+        what = f"is {shown(sop_class)}, no class of images in DICOM today"
+        raise ValueError(f"{name_of('SOPClassUID')} {what}: export it as Computed or Digital Radiography")
+    for keyword in _MAY_BE_EMPTY:
+        if keyword not in found:
+            setattr(found, keyword, "")
     return found
 
 
@@ -118,7 +138,7 @@ def _capture(study: PredictedStudy, view: PredictedView, source: Dataset, series
     capture.BurnedInAnnotation = source.get("BurnedInAnnotation") or "NO"
     capture.DerivationDescription = f"Ensemble {study.ensemble_id}, probability {view.probability:.4f}. {study.notice}"
     capture.Laterality = source.get("Laterality") or source.get("ImageLaterality")
-    for keyword in ("PixelSpacing", "BodyPartExamined"):
+    for keyword in (*_SPACINGS, "BodyPartExamined"):
         if source.get(keyword):
             setattr(capture, keyword, source.get(keyword))
     reference = Dataset()
@@ -139,6 +159,7 @@ def _report(study: PredictedStudy, views: Sequence[PredictedView], sources: Sequ
     )
     decision = sr.QualitativeEvaluation(name=_DECISION, value=_ABNORMAL if study.abnormal else _NORMAL)
     probabilities = {_PROBABILITY: study.probability}
+    probabilities |= dict(zip((_LOWEST, _HIGHEST), study.member_range, strict=True))
     if study.calibrated_probability is not None:
         probabilities[_CALIBRATED] = study.calibrated_probability
     groups = [

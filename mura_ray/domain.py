@@ -83,6 +83,12 @@ class StudyPrediction:
     views: tuple[ViewPrediction, ...]
     members: tuple[MemberPrediction, ...]
 
+    @property
+    def member_range(self) -> tuple[float, float]:
+        """Lowest and highest of the members' probabilities: how far they disagree, no confidence interval."""
+        probabilities = [member.probability for member in self.members]
+        return min(probabilities), max(probabilities)
+
 
 def class_weights(studies: Iterable[Study]) -> dict[str, tuple[float, float]]:
     """Weights of the loss per study type, from the image counts of a training set (paper, section 3.1).

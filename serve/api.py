@@ -97,13 +97,14 @@ def build_api(
     app.state.answers = answers = Answers(predictor, limits, metrics, evaluations)
     recorded = RecordedAnswers(answers, record)
     _add_prediction(app, recorded, limits)
-    app.include_router(worklist_router(recorded, limits))
+    app.include_router(worklist_router(recorded, limits, metrics))
     app.include_router(protocol_router(recorded, limits))
     _add_description(app, answers)
     app.include_router(pictures_router(limits))
     _add_pages(app)
     _add_middleware(app, limits, tokens, record, named_in_front=named_in_front)
-    app.add_middleware(MeasuredAnswers, predict_path=PREDICT_PATH, metrics=metrics)  # the last is the outermost
+    studies = (PREDICT_PATH, PREDICT_DICOM_PATH, INFER_PATH)
+    app.add_middleware(MeasuredAnswers, predict_paths=studies, metrics=metrics)  # the last is the outermost
     return app
 
 
@@ -138,7 +139,7 @@ def _add_prediction(app: FastAPI, answers: RecordedAnswers, limits: Limits) -> N
     reasons = {
         400: "the multipart body is malformed",
         401: "the server asks for a token, and the request has none that is valid",
-        408: "the upload took longer than a request may",
+        408: "the upload took longer than a request may, or came in too slowly",
         413: "the request, a view or the study is larger than the server takes",
         415: "the body is not multipart/form-data",
         422: "a view cannot be read, the views are of several studies, or a field is missing or unknown",

@@ -3,7 +3,6 @@
 One deployment holds all members of the ensemble, so that a replica serves the whole ensemble or does not start.
 """
 
-import ipaddress
 import os
 from collections.abc import Callable
 from typing import Any, get_args
@@ -21,7 +20,9 @@ from mura_ray.config import Locations
 from mura_ray.model.ensemble import Ensemble, newest_ensemble
 from mura_ray.model.inference import Precision
 from serve.access import TokenFile
+from serve.addresses import is_loopback
 from serve.api import build_api
+from serve.health import Passes
 from serve.metrics import INSTRUMENTS, Metrics, Record
 from serve.model_card import read_evaluations
 from serve.record import AuditRecord, location
@@ -40,7 +41,10 @@ class EnsembleServer:
     """
 
     def __init__(self, uri: str) -> None:
-        """Loads the ensemble; whatever fails here, Ray reports and the replica never takes a request.
+        """Loads the ensemble that was rolled out last; what fails here, Ray reports, and no request is taken.
+
+        Args:
+            uri: of the ensemble that the application was built with; it may be gone once another is rolled out.
 
         Raises:
             ValueError: Serve listens beyond loopback without tokens; the token file, the audit record or the ensemble
@@ -55,17 +59,18 @@ class EnsembleServer:
             direct_ingress=RAY_SERVE_ENABLE_DIRECT_INGRESS,
             asks_for_tokens=tokens is not None,
         )
-        metrics = Metrics(ray_record())
-        ensemble = _load(uri)
+        answering = _first_release().ensemble or uri
+        self._passes = Passes()
+        ensemble = self._passes.watched(_load(answering))
         self._api = build_api(
             ensemble,
-            evaluations=read_evaluations(uri, ensemble.description.id),
-            metrics=metrics,
+            evaluations=read_evaluations(answering, ensemble.description.id),
+            metrics=Metrics(ray_record()),
             tokens=tokens,
             record=AuditRecord(location()),
             named_in_front=True,
         )
-        self._releases = Releases(self._api.state.answers, _load, uri)
+        self._releases = Releases(self._api.state.answers, _load, uri, answering, self._passes)
         self._is_serving = False
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -84,6 +89,24 @@ class EnsembleServer:
         else:
             await self._releases.change(release)
             self._is_serving = True
+
+    def check_health(self) -> None:
+        """Ray calls this every few seconds, and replaces the replica when it has failed some times in a row.
+
+        Raises:
+            RuntimeError: no forward pass succeeds any more.
+        """
+        self._passes.check()
+
+
+def _first_release() -> Release:
+    """The release that a new replica begins with. `reconfigure` is told it too late: the application is built by then.
+
+    Raises:
+        ValueError: `user_config` is no release.
+    """
+    config = ray.serve.get_replica_context()._deployment_config  # Ray has no public way to ask for it
+    return Release.model_validate(config.user_config or {})
 
 
 def _load(uri: str) -> Ensemble:
@@ -157,13 +180,7 @@ def refuse_open_address(host: str | None, *, direct_ingress: bool, asks_for_toke
             "RAY_SERVE_ENABLE_HA_PROXY, RAY_SERVE_ENABLE_DIRECT_INGRESS or RAY_SERVE_THROUGHPUT_OPTIMIZED is set: "
             f"replicas would listen on every interface, where anyone could read the answers; unset it, or {_ASK}"
         )
-    if host is None or host == "localhost":
-        return
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
+    if host is not None and not is_loopback(host):
         raise ValueError(
             f"http_options.host is {host!r}, where others than this machine could send studies and read answers; "
             f"set it to 127.0.0.1, or {_ASK}"

@@ -35,6 +35,7 @@ def dicom_answer(predicted: Predicted, notice: str) -> bytes:
         probability=prediction.probability,
         abnormal=prediction.abnormal,
         calibrated_probability=predicted.calibrated_probability,
+        member_range=prediction.member_range,
         threshold=prediction.threshold,
         num_left_out=study.num_left_out,
         notice=notice,

@@ -6,14 +6,18 @@ the ensemble's members are in `/v1/studies/predict` alone.
 
 import base64
 import binascii
+import json
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Request
+import anyio.to_thread
+from fastapi import APIRouter, Request, Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 
 from serve.decoding import Upload
 from serve.limits import Limits
-from serve.problems import ProblemError, problem_responses
+from serve.problems import ProblemError, ProtocolProblem, problem_responses
 from serve.recording import RecordedAnswers
 
 MODEL = "mura"
@@ -59,7 +63,7 @@ class InferAnswer(BaseModel):
 
     model_name: Literal["mura"] = MODEL
     model_version: str
-    id: str | None
+    id: str | None = Field(description="as the request's; left out where it had none")
     outputs: list[OutputTensor]
 
 
@@ -96,6 +100,23 @@ class Ready(BaseModel):
     ready: bool = True
 
 
+class _Parsed(Request):
+    """A request whose JSON is parsed in a thread: some hundred megabytes would hold up the event loop."""
+
+    async def json(self) -> Any:
+        return await anyio.to_thread.run_sync(json.loads, await self.body())
+
+
+class _ParsedRoute(APIRoute):
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def parsed(request: Request) -> Response:
+            return await handle(_Parsed(request.scope, request.receive))
+
+        return parsed
+
+
 def protocol_router(answers: RecordedAnswers, limits: Limits) -> APIRouter:
     """The protocol's paths.
 
@@ -103,7 +124,7 @@ def protocol_router(answers: RecordedAnswers, limits: Limits) -> APIRouter:
         answers: what predicts a study.
         limits: what a request may cost.
     """
-    routes = APIRouter(tags=["Open Inference Protocol"])
+    routes = APIRouter(tags=["Open Inference Protocol"], route_class=_ParsedRoute)
 
     @routes.get("/v2")
     async def server() -> ServerMetadata:
@@ -128,10 +149,11 @@ def protocol_router(answers: RecordedAnswers, limits: Limits) -> APIRouter:
 
     @routes.post(
         INFER_PATH,
-        responses=problem_responses({
+        response_model_exclude_none=True,
+        responses=problem_responses(model=ProtocolProblem, reasons={
             400: "the body is no JSON",
             401: "the server asks for a token, and the request has none that is valid",
-            408: "the upload took longer than a request may",
+            408: "the upload took longer than a request may, or came in too slowly",
             413: "the request, a view or the study is larger than the server takes",
             415: "the body is not application/json",
             422: "a view cannot be read, or the request is not as the protocol says",
@@ -142,7 +164,7 @@ def protocol_router(answers: RecordedAnswers, limits: Limits) -> APIRouter:
     )  # fmt: skip
     async def infer(infer: InferRequest, request: Request) -> InferAnswer:
         """Probability that a study shows an abnormality."""
-        study = await answers.answer(request, _uploads(infer.inputs[0], limits))
+        study = await answers.answer(request, await anyio.to_thread.run_sync(_uploads, infer.inputs[0], limits))
         views = [view.probability for view in study.views]
         return InferAnswer(
             model_version=study.ensemble.id,

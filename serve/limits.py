@@ -5,6 +5,7 @@ import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from time import monotonic
 from typing import Literal
 
 import anyio
@@ -13,9 +14,9 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mura_ray.images import MAX_PIXELS
-from serve.problems import ProblemError, problem_response
+from serve.problems import ProblemError, problem_response, without_messages
 
-_MIB = 2**20
+_KIB, _MIB = 2**10, 2**20
 
 _logger = logging.getLogger(__name__)
 
@@ -42,8 +43,14 @@ class Limits:
     worklist_studies: int = 64
     worklist_s: float = 240
     """As `request_s`, for all studies of a worklist."""
+    worklist_work_s: float = 230
+    """Studies of a worklist that are not answered by then get a problem; the rest of `worklist_s` is for saying so."""
     request_s: float = 120
     """Upload, waiting and prediction together. The proxies' own limits must be longer, or they answer in its place."""
+    upload_bytes_per_s: int = 64 * _KIB
+    """The pace that a body must keep on average: else a few that trickle in would hold all places."""
+    upload_grace_s: float = 10
+    """So long a body may be behind its pace."""
 
 
 class TimeLimit:
@@ -97,12 +104,13 @@ class TimeLimit:
         if task.done():
             task.result()
         elif not is_started:
-            await problem_response(self._too_late(limit_s) if is_uploaded else _too_slow(limit_s))(scope, receive, send)
+            slow = _too_slow(f"the request had not arrived after {limit_s:g} s")
+            await problem_response(self._too_late(limit_s) if is_uploaded else slow)(scope, receive, send)
 
     def _forget(self, task: asyncio.Task[None]) -> None:
         self._overdue.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            _logger.error("a request failed after its time", exc_info=error)
+            _logger.error("a request failed after its time: %s", without_messages(error))
 
     def _too_late(self, limit_s: float) -> ProblemError:
         retry_after_s = str(self._limits.retry_after_s)
@@ -110,8 +118,8 @@ class TimeLimit:
         return ProblemError(503, "timeout", "the answer takes too long", detail, headers={"Retry-After": retry_after_s})
 
 
-def _too_slow(limit_s: float) -> ProblemError:
-    detail = f"the request had not arrived after {limit_s:g} s; send fewer views, or compressed ones"
+def _too_slow(what: str) -> ProblemError:
+    detail = f"{what}; send fewer views, or compressed ones"
     return ProblemError(408, "slow-upload", "the upload takes too long", detail, headers={"Connection": "close"})
 
 
@@ -127,7 +135,7 @@ class Entrance:
 class Admission:
     """ASGI middleware around paths that cost: one media type, a bound on the body, a bound on concurrent requests.
 
-    The body is counted while it is read too: a chunked request has no Content-Length.
+    The body is counted while it is read too, for a chunked request has no Content-Length; and it must keep a pace.
     """
 
     def __init__(self, app: ASGIApp, entrances: Mapping[str, Entrance], limits: Limits) -> None:
@@ -151,7 +159,7 @@ class Admission:
             return
         self._num_admitted[entrance.counted_as] += 1
         try:
-            await self._app(scope, _counted(receive, entrance.request_bytes), send)
+            await self._app(scope, _bounded(receive, entrance.request_bytes, self._limits), send)
         finally:
             self._num_admitted[entrance.counted_as] -= 1
 
@@ -176,18 +184,28 @@ class Admission:
             )
 
 
-def _counted(receive: Receive, limit: int) -> Receive:
-    num_bytes = 0
+def _bounded(receive: Receive, max_bytes: int, limits: Limits) -> Receive:
+    """Ends a request whose body is too large, or comes in too slowly; only the time that its sender takes counts."""
+    num_bytes, waited_s, is_uploaded = 0, 0.0, False
 
-    async def counted() -> Message:
-        nonlocal num_bytes
-        message = await receive()
+    async def bounded() -> Message:
+        nonlocal num_bytes, waited_s, is_uploaded
+        if is_uploaded:  # what comes now is that the client has left
+            return await receive()
+        begun = monotonic()
+        try:
+            with anyio.fail_after(limits.upload_grace_s + num_bytes / limits.upload_bytes_per_s - waited_s):
+                message = await receive()
+        except TimeoutError:
+            raise _too_slow(f"the request came in at less than {limits.upload_bytes_per_s:,} bytes/s") from None
+        waited_s += monotonic() - begun
         num_bytes += len(message.get("body", b""))
-        if num_bytes > limit:
-            raise _too_large(limit)
+        if num_bytes > max_bytes:
+            raise _too_large(max_bytes)
+        is_uploaded = not message.get("more_body", False)
         return message
 
-    return counted
+    return bounded
 
 
 def _too_large(limit: int) -> ProblemError:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal
 
+from starlette._utils import get_route_path  # the router's own, as in serve/access.py
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -19,7 +20,7 @@ from serve.problems import MEDIA_TYPE
 
 Stage = Literal["decode", "wait", "forward", "encode", "total"]
 """decode: files to pixels. wait: for the pass before. forward: a pass over the views of a batch. encode: maps and PNG.
-total: an answered prediction, from its first byte to the answer's last."""
+total: an answered study, from its request's first byte to the answer's last; one of a worklist, from its turn on."""
 
 Record = Callable[[str, float, dict[str, str]], None]
 """Takes an instrument's name, a value and the tags."""
@@ -58,7 +59,7 @@ PROBABILITY_REFERENCE = Instrument(
     ("study_type", "le"),
     is_gauge=True,
 )
-PROBLEMS = Instrument("mura_problems", "requests answered with a problem", ("kind", "status"))
+PROBLEMS = Instrument("mura_problems", "requests and studies answered with a problem", ("kind", "status"))
 VIEWS = Instrument("mura_views", "views predicted", ("format",))
 SHADOW_DIFFERENCE = Instrument(
     "mura_shadow_difference",
@@ -116,8 +117,10 @@ class Metrics:
         """A candidate differs so much from the answer, and changed its decision or not."""
         self._record(SHADOW_DIFFERENCE.name, abs(difference), {"decision": "changed" if changed else "same"})
 
-    def problem(self, kind: str, status: int) -> None:
-        """A request was answered with a problem."""
+    def problem(self, problem_type: str, status: int) -> None:
+        """A request, or a study of a worklist, was answered with a problem of this type (see `Problem`)."""
+        kind = problem_type.rpartition(":")[2]
+        kind = f"status-{status}" if kind in ("", "blank") else kind
         self._record(PROBLEMS.name, 1, {"kind": kind, "status": str(status)})
 
 
@@ -133,9 +136,10 @@ def view_format(content: bytes) -> str:
 class MeasuredAnswers:
     """ASGI middleware, the outermost: counts every problem by its kind, and times the answered predictions."""
 
-    def __init__(self, app: ASGIApp, predict_path: str, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, predict_paths: tuple[str, ...], metrics: Metrics) -> None:
+        """Takes the paths that answer one study; others count their studies themselves."""
         self._app = app
-        self._predict_path = predict_path
+        self._predict_paths = predict_paths
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -144,6 +148,7 @@ class MeasuredAnswers:
             await self._app(scope, receive, send)
             return
         started, status, is_problem = perf_counter(), 0, False
+        is_study = get_route_path(scope) in self._predict_paths
 
         async def measured(message: Message) -> None:
             nonlocal status, is_problem
@@ -151,20 +156,14 @@ class MeasuredAnswers:
                 status = message["status"]
                 is_problem = Headers(raw=message["headers"]).get("content-type") == MEDIA_TYPE
             elif is_problem:  # a problem's body is one message
-                self._metrics.problem(_kind(json.loads(message["body"])), status)
+                self._metrics.problem(json.loads(message["body"])["type"], status)
                 is_problem = False
             await send(message)
 
         try:
             await self._app(scope, receive, measured)
         except Exception:  # the framework answers it outside of all middleware
-            self._metrics.problem("status-500", 500)
+            self._metrics.problem("", 500)
             raise
-        if status == 200 and scope["path"].endswith(self._predict_path):
+        if status == 200 and is_study:
             self._metrics.stage("total", perf_counter() - started)
-
-
-def _kind(problem: Mapping[str, object]) -> str:
-    """The last part of a problem's type, or its status where the status says it all."""
-    kind = str(problem.get("type", "")).rpartition(":")[2]
-    return f"status-{problem['status']}" if kind in ("", "blank") else kind

@@ -32,6 +32,7 @@ def pictures_router(limits: Limits) -> APIRouter:
             **problem_responses(
                 {
                     400: "the multipart body is malformed",
+                    408: "the upload took longer than a request may, or came in too slowly",
                     413: "the request or the view is larger than the server takes",
                     415: "the body is not multipart/form-data",
                     422: "the view cannot be read, or is missing",

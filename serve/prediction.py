@@ -164,12 +164,14 @@ def study_answer(predicted: Predicted, cam: CamForm) -> StudyAnswer:
                 name=decoded.name,
                 width=view.width,
                 height=view.height,
+                pixel_spacing_mm=decoded.radiograph.pixel_spacing_mm,
                 probability=view.probability,
                 cam=_cam(cam, decoded.gray, view),
             )
             for decoded, view in zip(study.views, prediction.views, strict=True)
         ],
         members=[MemberAnswer(trial=member.trial, probability=member.probability) for member in prediction.members],
+        member_range=prediction.member_range,
         ensemble=EnsembleReference(id=predicted.ensemble.id, created=predicted.ensemble.created),
         warnings=predicted.warnings,
     )
@@ -178,8 +180,8 @@ def study_answer(predicted: Predicted, cam: CamForm) -> StudyAnswer:
 def _calibration_warnings(ensemble: EnsembleDescription, study_type: str | None) -> list[str]:
     if ensemble.calibration is None or study_type in ensemble.calibration.by_type:
         return []
-    what = f"the study type {study_type} has no calibration of its own" if study_type else "the study type is not known"
-    return [f"calibrated_probability: {what}, so the one over all study types is used"]
+    why = f"the study type {study_type} has no calibration of its own, so " if study_type else ""
+    return [f"calibrated_probability: {why}the one over all study types is used"]
 
 
 def _cam(form: CamForm, gray: np.ndarray, view: ViewPrediction) -> RawCam | OverlayCam | None:

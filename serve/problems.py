@@ -1,6 +1,7 @@
 """Errors of the HTTP interface as `application/problem+json` (RFC 9457), those of the framework included."""
 
 import logging
+import traceback
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -9,12 +10,15 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, Field
+from starlette._utils import get_route_path  # the router's own, as in serve/access.py
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.exchange import exchange_of
 
 MEDIA_TYPE = "application/problem+json"
+PROTOCOL_PREFIX = "/v2/"
+"""Of the paths of the Open Inference Protocol."""
 
 _logger = logging.getLogger(__name__)
 
@@ -37,6 +41,12 @@ class Problem(BaseModel):
     )
     view: str | None = Field(default=None, description="file name of the view that the problem is about")
     limit: int | None = Field(default=None, description="the limit that was passed, in the unit that detail names")
+
+
+class ProtocolProblem(Problem):
+    """The same to a reader of the Open Inference Protocol."""
+
+    error: str = Field(description="detail again, under the name that the protocol has for it")
 
 
 def problem_type(kind: str) -> str:
@@ -84,6 +94,8 @@ class ProblemResponse(Response):
         exchange.problem = self._problem.type
         content = self._problem.model_dump(exclude_none=True)
         content["instance"] = f"urn:mura-ray:request:{exchange.request_id}"
+        if f"{get_route_path(scope)}/".startswith(PROTOCOL_PREFIX):
+            content["error"] = self._problem.detail
         response = JSONResponse(content, self.status_code, self._headers, media_type=MEDIA_TYPE)
         await response(scope, receive, send)
 
@@ -114,9 +126,9 @@ class Faults:
             await _fault_response(error)(scope, receive, send)
 
 
-def problem_responses(reasons: dict[int, str]) -> dict[int | str, dict[str, Any]]:
+def problem_responses(reasons: dict[int, str], model: type[Problem] = Problem) -> dict[int | str, dict[str, Any]]:
     """The problems of an operation, status to reason, for its OpenAPI description."""
-    content = {MEDIA_TYPE: {"schema": Problem.model_json_schema()}}
+    content = {MEDIA_TYPE: {"schema": model.model_json_schema()}}
     return {status: {"description": reason, "content": content} for status, reason in reasons.items()}
 
 
@@ -173,6 +185,14 @@ def _fault_response(error: Exception) -> Response:
 
 
 def _fault(error: Exception) -> Problem:
-    _logger.error("a request failed through a fault of the server", exc_info=error)
+    _logger.error("a request failed through a fault of the server: %s", without_messages(error))
     detail = "the server failed on this request and goes on serving; its log says why"
     return Problem(title="Internal Server Error", status=500, detail=detail)
+
+
+def without_messages(error: BaseException) -> str:
+    """The types and frames of an error and of those it came from: a message may quote a radiograph's header."""
+    said = "".join([type(error).__qualname__, "\n", *traceback.format_tb(error.__traceback__)])
+    causes = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "from ".join([said, *map(without_messages, (*causes, cause) if cause else causes)])

@@ -1,5 +1,6 @@
 """What is recorded when: each answer before it is given, each study refused, and strangers by number."""
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -59,12 +60,16 @@ class RecordedAnswers:
         try:
             return await self.answer(request, uploads, cam=cam, damaged=damaged)
         except Exception as error:
-            problem = problem_of(error)
-            if self._record is not None and problem.type != problem_type(NOT_RECORDED):
-                exchange = replace(exchange_of(request.scope), problem=problem.type)
-                with suppress(RecordError):
-                    await anyio.to_thread.run_sync(self._record.append, refusal_row(exchange, problem.status))
-            return problem
+            return await self.refuse(request, error)
+
+    async def refuse(self, request: Request, error: Exception) -> Problem:
+        """What a study of several is told that got no answer through this error; it is recorded."""
+        problem = problem_of(error)
+        if self._record is not None and problem.type != problem_type(NOT_RECORDED):
+            exchange = replace(exchange_of(request.scope), problem=problem.type)
+            with suppress(RecordError):
+                await anyio.to_thread.run_sync(self._record.append, refusal_row(exchange, problem.status))
+        return problem
 
     async def answer_dicom(
         self, request: Request, uploads: Sequence[Upload], study_type: str | None, damaged: Damaged, notice: str
@@ -110,8 +115,9 @@ class RecordedRefusals:
     def __init__(self, app: ASGIApp, record: AuditRecord) -> None:
         self._app = app
         self._record = record
-        self._num_strangers = 0
+        self._strangers: Row | None = None
         self._next_strangers_s = 0.0
+        self._later: asyncio.Task[None] | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Passes a request on, and records the answer before it is sent if it is a refusal."""
@@ -121,23 +127,40 @@ class RecordedRefusals:
                 await self._keep(scope, message["status"])
             await send(message)
 
-        await self._app(scope, receive, recorded if scope["type"] == "http" else send)
+        async def until_shutdown() -> Message:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown":
+                await self._keep_strangers()
+            return message
+
+        if scope["type"] == "lifespan":
+            await self._app(scope, until_shutdown, send)
+        else:
+            await self._app(scope, receive, recorded if scope["type"] == "http" else send)
 
     async def _keep(self, scope: Scope, status: int) -> None:
         exchange = exchange_of(scope)
         if (scope["method"] != "POST" and status != 401) or exchange.problem == problem_type(NOT_RECORDED):
             return
-        num_requests = self._due_strangers() if exchange.caller == STRANGER else 1
-        if num_requests == 0:
+        if exchange.caller != STRANGER:
+            await self._append(refusal_row(exchange, status))
             return
-        with suppress(RecordError):  # it is logged; a refusal tells nothing of a study, so it is given all the same
-            await anyio.to_thread.run_sync(self._record.append, refusal_row(exchange, status, num_requests))
+        num_before = self._strangers["num_requests"] if self._strangers else 0
+        self._strangers = refusal_row(exchange, status, num_before + 1)
+        wait_s = self._next_strangers_s - monotonic()
+        if wait_s <= 0:
+            await self._keep_strangers()
+        elif self._later is None or self._later.done():
+            self._later = asyncio.create_task(self._keep_strangers(wait_s))
 
-    def _due_strangers(self) -> int:
-        self._num_strangers += 1
-        now = monotonic()
-        if now < self._next_strangers_s:
-            return 0
-        self._next_strangers_s = now + self.STRANGERS_EVERY_S
-        num_strangers, self._num_strangers = self._num_strangers, 0
-        return num_strangers
+    async def _keep_strangers(self, wait_s: float = 0) -> None:
+        """A row for the strangers since the last one, if there were any."""
+        await asyncio.sleep(wait_s)
+        if self._strangers:
+            self._next_strangers_s = monotonic() + self.STRANGERS_EVERY_S
+            row, self._strangers = self._strangers, None
+            await self._append(row)
+
+    async def _append(self, row: Row) -> None:
+        with suppress(RecordError):  # it is logged; a refusal tells nothing of a study, so it is given all the same
+            await anyio.to_thread.run_sync(self._record.append, row)

@@ -8,6 +8,7 @@ import anyio.to_thread
 from pydantic import Field
 
 from mura_ray.config import Settings
+from serve.health import Passes
 from serve.model_card import read_evaluations
 from serve.prediction import Answers, Predictor
 
@@ -24,11 +25,23 @@ class Release(Settings):
 class Releases:
     """Puts one release in the place of another."""
 
-    def __init__(self, answers: Answers, load: Callable[[str], Predictor], built_with: str) -> None:
-        """Takes what answers, what loads an ensemble, and the URI of the ensemble that answers first."""
+    def __init__(
+        self, answers: Answers, load: Callable[[str], Predictor], built_with: str, answering: str, passes: Passes
+    ) -> None:
+        """Takes what answers and what loads an ensemble.
+
+        Args:
+            answers: has the ensemble that answers first.
+            load: loads the ensemble at a URI.
+            built_with: URI of the ensemble of a release that names none.
+            answering: URI of the ensemble that answers first.
+            passes: where those of each ensemble that answers are counted.
+        """
         self._answers = answers
         self._load = load
-        self._built_with = self._answering = built_with
+        self._built_with = built_with
+        self._answering = answering
+        self._passes = passes
         self._changes: set[asyncio.Task[None]] = set()
         self._one_after_another = asyncio.Lock()
 
@@ -44,7 +57,7 @@ class Releases:
             if uri != self._answering:
                 predictor = await anyio.to_thread.run_sync(self._load, uri)
                 evaluations = await anyio.to_thread.run_sync(read_evaluations, uri, predictor.description.id)
-                self._answers.release(predictor, evaluations)
+                self._answers.release(self._passes.watched(predictor), evaluations)
                 self._answering = uri
             self._answers.show_to(candidate)
 

@@ -4,6 +4,7 @@ import argparse
 import os
 import time
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
@@ -13,6 +14,7 @@ from ray.exceptions import AuthenticationError
 from mura_ray import cli, store
 from mura_ray.config import Locations
 from mura_ray.model.ensemble import Ensemble, find_ensemble
+from serve.addresses import is_everywhere, is_loopback
 
 APPLICATION, DEPLOYMENT = "mura", "EnsembleServer"
 EPILOG = """example:
@@ -59,12 +61,32 @@ def _rollout(arguments: argparse.Namespace) -> None:
             f"cannot talk to Ray at {arguments.address}: {error}; --address is where `serve run` says the dashboard is"
         ) from error
     config = config_with_release(details, {"ensemble": ensemble, "shadow": shadow})
-    options = details["http_options"]
-    url = f"http://{options['host']}:{options['port']}"
+    url = server_url(arguments.address, details["http_options"])
     print(f"rolling out {ids[0]} from {ensemble}" + (f", {ids[1]} in its shadow" if shadow else ""))
     _deploy(client, config)
+    if url is None:
+        print(
+            f"Ray has told every replica (RUNNING), and each answers with {ids[0]} once it has loaded it. This is not "
+            "waited for, as the server listens on its own machine only: /readyz names there what answers"
+        )
+        return
     _wait(url, ids[0])
     print(f"{url} answers with {ids[0]}")
+
+
+def server_url(dashboard: str, options: dict[str, Any]) -> str | None:
+    """Where this machine can ask the server, or None if it cannot.
+
+    Args:
+        dashboard: URL of the dashboard, which runs on the head as the server's proxy does.
+        options: the server's `http_options`.
+    """
+    host, head = options["host"], urlsplit(dashboard).hostname or ""
+    if is_everywhere(host):
+        host = head
+    if is_loopback(host) and not is_loopback(head):
+        return None
+    return f"http://{f'[{host}]' if ':' in host else host}:{options['port']}"
 
 
 def _resolve(name: str) -> str:

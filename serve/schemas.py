@@ -47,6 +47,10 @@ class ViewAnswer(BaseModel):
     name: str = Field(description="the file name that was sent, or the path in a zip")
     width: int = Field(description="pixels")
     height: int = Field(description="pixels")
+    pixel_spacing_mm: tuple[float, float] | None = Field(
+        description="between the centres of rows and of columns: PixelSpacing, else ImagerPixelSpacing, at the "
+        "detector; null where the file says neither"
+    )
     probability: Probability = Field(description="of abnormality, mean over the members")
     cam: RawCam | OverlayCam | None = Field(description="as the query's cam asks; null for none")
 
@@ -80,6 +84,9 @@ class StudyAnswer(BaseModel):
     threshold: float
     views: list[ViewAnswer]
     members: list[MemberAnswer]
+    member_range: tuple[Probability, Probability] = Field(
+        description="lowest and highest of the members' probabilities: how far they disagree, no confidence interval"
+    )
     ensemble: EnsembleReference
     warnings: list[str] = Field(
         description="what should make the reader doubt the answer, views that were left out first"

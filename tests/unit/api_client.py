@@ -105,7 +105,7 @@ def png_header(width, height):
     return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT"
 
 
-LEFT, RIGHT = encoded(gradient(40, 60)), encoded(gradient(30, 20, low=100))
+LEFT, RIGHT = encoded(gradient(80, 120)), encoded(gradient(90, 70, low=100))
 
 
 class Client:

@@ -207,7 +207,7 @@ class TestHeader:
     def test_says_what_a_study_needs(self):
         found = read_radiograph(dicom(phantom(12), 12, WindowCenter=2048, WindowWidth=4096))
         assert (found.is_dicom, found.study_type, found.study_uid) == (True, "wrist", STUDY_UID)
-        assert found.pixel_spacing_mm == (0.2, 0.1)
+        assert (found.pixel_spacing_mm, found.body_part) == ((0.2, 0.1), "'WRIST'")
         assert found.warnings == ()
         assert found.gray.dtype == np.uint8
 
@@ -257,6 +257,22 @@ class TestKinds:
         found = read_radiograph(file.getvalue())
         np.testing.assert_array_equal(found.gray, pixels)
         assert (found.is_dicom, found.study_uid, found.warnings) == (False, None, ())
+
+    @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+    @pytest.mark.parametrize(("tint", "share", "warns"), [(60, 0.2, True), (60, 0, False), (8, 1, False)])
+    def test_a_picture_in_colour_is_told(self, kind: str, tint: int, share: float, warns: bool):
+        gray = phantom(8) // 2
+        pixels, file = np.stack([gray] * 3, axis=-1), io.BytesIO()
+        pixels[: round(share * len(gray)), :, 0] += tint
+        Image.fromarray(pixels).save(file, kind)
+        found = read_radiograph(file.getvalue())
+        assert ["in colour" in warning for warning in found.warnings] == [True] * warns
+
+    def test_a_coloured_mark_is_none(self):
+        pixels, file = np.stack([phantom(8)] * 3, axis=-1), io.BytesIO()
+        pixels[:20, :20] = [255, 0, 0]
+        Image.fromarray(pixels).save(file, "PNG")
+        assert read_radiograph(file.getvalue()).warnings == ()
 
     @pytest.mark.parametrize("explicit", [True, False])
     def test_dicom_without_preamble(self, explicit: bool):

@@ -1,7 +1,9 @@
 import base64
+import threading
 
 import pytest
 
+from serve import inference_protocol
 from serve.inference_protocol import INFER_PATH, MODEL_PATH
 from tests.unit.api_client import DESCRIPTION, LEFT, RIGHT, client_of, post, problem_of
 
@@ -58,3 +60,40 @@ def test_another_media_type_is_refused():
     problem = problem_of(client_of().post(INFER_PATH, content=b"{}", headers={"content-type": "text/plain"}))
     assert problem["status"] == 415
     assert "application/json" in problem["detail"]
+
+
+def test_an_id_is_given_back_only_where_there_was_one():
+    client = client_of()
+    tensor = {"name": "views", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(LEFT).decode()]}
+    for request in ({}, {"id": None}):
+        answer = client.post(INFER_PATH, json={"inputs": [tensor], **request}).json()
+        assert answer.keys() == {"model_name", "model_version", "outputs"}
+    assert infer(client, LEFT).json()["id"] == "7"
+
+
+def test_errors_are_as_both_its_readers_and_those_of_problems_expect_them():
+    client = client_of()
+    for response in (infer(client, b"text"), client.get("/v2/models/other"), client.post("/v2")):
+        problem = problem_of(response)
+        assert problem["error"] == problem["detail"]
+    assert "error" not in problem_of(client.get("/v1/nothing"))
+    responses = client.get("/openapi.json").json()["paths"][INFER_PATH]["post"]["responses"]
+    assert "error" in responses["422"]["content"]["application/problem+json"]["schema"]["required"]
+
+
+def test_what_is_large_is_parsed_in_threads(monkeypatch):
+    threads = []
+
+    def watched(function):
+        def called(*arguments):
+            threads.append(threading.current_thread())
+            return function(*arguments)
+
+        return called
+
+    monkeypatch.setattr(inference_protocol, "_uploads", watched(inference_protocol._uploads))
+    monkeypatch.setattr(inference_protocol.json, "loads", watched(inference_protocol.json.loads))
+    response = infer(client_of(), LEFT)
+    assert response.status_code == 200
+    assert len(threads) == 2
+    assert threading.main_thread() not in threads

@@ -12,6 +12,7 @@ from serve.api import PREDICT_PATH, build_api
 from serve.audit import verify
 from serve.limits import Limits
 from serve.record import AuditRecord
+from serve.recording import RecordedRefusals
 from serve.tokens import add_token
 from tests.unit.api_client import LEFT, RIGHT, Broken, Client, MeanGray, post, problem_of
 from tests.unit.recorded import client_with, rows_of
@@ -134,6 +135,41 @@ class TestRefusals:
             (401, 5, "stranger"),
         ]
 
+    def test_strangers_are_recorded_though_no_other_comes(self, record, record_url, tmp_path, monkeypatch):
+        add_token(tmp_path / "tokens.json", "pacs")
+        api = build_api(MeanGray(), tokens=TokenFile(tmp_path / "tokens.json"), record=record)
+        monkeypatch.setattr(RecordedRefusals, "STRANGERS_EVERY_S", 0.3)
+
+        async def scenario():
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(api), base_url="http://server") as client:
+                for _ in range(4):
+                    await client.get("/v1/ensemble")
+            while sum(row["num_requests"] for row in rows_of(record_url)) < 4:
+                await asyncio.sleep(0.01)
+
+        asyncio.run(asyncio.wait_for(scenario(), 30))
+
+    def test_strangers_are_recorded_at_the_end(self, record, record_url, tmp_path):
+        add_token(tmp_path / "tokens.json", "pacs")
+        api = build_api(MeanGray(), tokens=TokenFile(tmp_path / "tokens.json"), record=record)
+        client = Client(api)
+        for _ in range(4):
+            client.get("/v1/ensemble")
+
+        async def shut_down():
+            messages = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
+
+            async def receive():
+                return next(messages)
+
+            async def send(_):
+                pass
+
+            await api({"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}, receive, send)
+
+        asyncio.run(shut_down())
+        assert sum(row["num_requests"] for row in rows_of(record_url)) == 4
+
     def test_is_given_though_it_cannot_be_recorded(self, record_url, record_path):
         client = client_with(AuditRecord(record_url, busy_s=0.1))
         other = sqlite3.connect(record_path, isolation_level=None)
@@ -154,7 +190,7 @@ class TestNames:
                 client.post(f"{PREDICT_PATH}/{NAME}?patient={NAME}")
         assert len(rows_of(f"sqlite:///{record_path}")) == 12
         logged = "".join(map(logging.Formatter().format, (one for one in caplog.records if one.name != "httpx")))
-        assert "out of memory" in logged
+        assert "RuntimeError" in logged
         held = logged.encode() + b"".join(file.read_bytes() for file in record_path.parent.iterdir())
         assert b"loopback" in held
         assert NAME.encode() not in held

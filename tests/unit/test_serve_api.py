@@ -43,8 +43,8 @@ def client():
 class TestAnswer:
     def test_is_what_the_contract_says(self, client):
         response = post(client, ("left.png", LEFT), ("right.png", RIGHT), study_type="wrist")
-        left, right = gradient(40, 60).mean() / 255, gradient(30, 20, low=100).mean() / 255
-        probability = (left + right) / 2
+        left, right = gradient(80, 120).mean() / 255, gradient(90, 70, low=100).mean() / 255
+        probability, neither = (left + right) / 2, {"pixel_spacing_mm": None, "cam": None}
         assert response.status_code == 200
         assert response.json() == {
             "study_type": "wrist",
@@ -53,13 +53,14 @@ class TestAnswer:
             "abnormal": True,
             "threshold": 0.5,
             "views": [
-                {"name": "left.png", "width": 60, "height": 40, "probability": pytest.approx(left), "cam": None},
-                {"name": "right.png", "width": 20, "height": 30, "probability": pytest.approx(right), "cam": None},
+                {"name": "left.png", "width": 120, "height": 80, "probability": pytest.approx(left), **neither},
+                {"name": "right.png", "width": 70, "height": 90, "probability": pytest.approx(right), **neither},
             ],
             "members": [
                 {"trial": "trial-0", "probability": pytest.approx(probability - 0.1)},
                 {"trial": "trial-1", "probability": pytest.approx(probability + 0.1)},
             ],
+            "member_range": pytest.approx([probability - 0.1, probability + 0.1]),
             "ensemble": {"id": "0123456789abcdef", "created": "2026-01-02T03:04:05.000006+00:00"},
             "warnings": [],
         }
@@ -81,19 +82,39 @@ class TestAnswer:
         response = post(client, ("a.png", LEFT), ("b.png", RIGHT), query="?cam=overlay")
         cams = [view["cam"] for view in response.json()["views"]]
         images = [Image.open(io.BytesIO(base64.b64decode(cam["png_base64"]))) for cam in cams]
-        assert [(image.format, image.size) for image in images] == [("PNG", (60, 40)), ("PNG", (20, 30))]
+        assert [(image.format, image.size) for image in images] == [("PNG", (120, 80)), ("PNG", (70, 90))]
         assert [cam["range"] for cam in cams] == [[-1.5, 2.25], [-1.5, 2.25]]
 
     def test_warns_of_views_without_content_and_of_repeated_ones(self, client):
         black = encoded(np.zeros((8, 8), np.uint8))
-        answer = post(client, ("a.png", LEFT), ("black.png", black), ("b.png", LEFT)).json()
+        answer = post(client, ("a.png", LEFT), ("black.png", black), ("b.png", LEFT), study_type="hand").json()
         assert answer["warnings"] == [
             "black.png: every pixel is 0; this is no radiograph",
             "b.png: the same file as a.png; it counts twice in the mean",
         ]
 
+    def test_warns_once_of_a_study_type_that_is_not_known(self, client):
+        answer = post(client, ("a.png", LEFT), ("b.png", RIGHT)).json()
+        types = ", ".join(STUDY_TYPES)
+        assert answer["warnings"] == [f"the study type is not known: the ensemble was trained on {types} alone"]
+
+    @pytest.mark.parametrize(("height", "width", "is_small"), [(63, 200, True), (200, 63, True), (64, 64, False)])
+    def test_warns_of_small_views(self, client, height, width, is_small):
+        answer = post(client, ("a.png", encoded(gradient(height, width))), study_type="hand").json()
+        assert answer["warnings"] == (
+            [f"a.png: {width} x {height} pixels; of fewer than 64 a side little is seen"] if is_small else []
+        )
+
+    def test_warns_of_colour(self, client):
+        gray = gradient(80, 80)
+        colour = encoded(np.stack([gray, gray // 2, gray], axis=-1))
+        (warning,) = post(client, ("a.png", colour), study_type="hand").json()["warnings"]
+        assert warning.startswith("a.png: the picture is in colour, and radiographs are gray")
+        assert post(client, ("a.png", encoded(np.stack([gray] * 3, -1))), study_type="hand").json()["warnings"] == []
+
 
 HOSTILE = {
+    "a PNG and a zip in one": (LEFT + b"PK\x03\x04", "a zip file follows the image in the same file"),
     "an empty file": (b"", "not a PNG or JPEG image"),
     "a text": (b"patient: unknown", "not a PNG or JPEG image"),
     "a GIF": (encoded(gradient(8, 8), "GIF"), "not a PNG or JPEG image"),
@@ -167,8 +188,23 @@ class TestProblems:
         for predictor in (MeanGray(), Broken()):
             for content in (LEFT, b"text"):
                 post(client_of(predictor), ("MILLER_ANNA.png", content))
-        assert "out of memory" in caplog.text
+        assert "RuntimeError" in caplog.text
         assert "MILLER" not in caplog.text
+
+    def test_a_fault_is_logged_by_type_and_place_but_not_by_message(self, caplog):
+        class Quoting(MeanGray):
+            def predict_study(self, views):
+                try:
+                    views[0].reshape(7, 7)
+                except ValueError as error:
+                    raise RuntimeError(f"quotes: {error}") from error
+                return super().predict_study(views)
+
+        post(client_of(Quoting()), ("a.png", LEFT))
+        assert "ValueError" in caplog.text
+        assert "RuntimeError" in caplog.text
+        assert "predict_study" in caplog.text
+        assert "cannot reshape" not in caplog.text
 
 
 class TestNames:

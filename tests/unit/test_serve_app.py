@@ -1,13 +1,18 @@
+import asyncio
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from mura_ray.model import ensemble as ensemble_module
+from serve import app
 from serve.app import EnsembleServer, ensemble_uri, precision, refuse_open_address
 from serve.limits import Limits
+from tests.unit.api_client import LEFT, Broken, Client, MeanGray, post
 
 CONFIG = Path(__file__).parents[2] / "serve" / "config.yaml"
 
@@ -93,6 +98,55 @@ class TestRefuseOpenAddress:
         refuse_open_address(host, direct_ingress=direct_ingress, asks_for_tokens=True)
 
 
+@pytest.fixture
+def start(monkeypatch):
+    """Starts a replica as Ray does, with this `user_config`; gives it and the URIs that it loaded."""
+
+    def started(user_config, predictor=MeanGray):
+        loaded = []
+
+        def load(uri):
+            loaded.append(uri)
+            if uri == "/runs/lost":
+                raise ValueError(f"no ensemble: {uri}")
+            return predictor()
+
+        context = SimpleNamespace(_deployment_config=SimpleNamespace(user_config=user_config))
+        client = SimpleNamespace(http_config=SimpleNamespace(host="127.0.0.1"))
+        monkeypatch.setattr(app.ray.serve, "get_replica_context", lambda: context)
+        monkeypatch.setattr(app, "_get_global_client", lambda: client)
+        monkeypatch.setattr(app, "ray_record", lambda: lambda *_: None)
+        monkeypatch.setattr(app, "_load", load)
+        wrapped: Any = EnsembleServer.func_or_class
+        replica = wrapped.__bases__[0]("/runs/lost")
+        asyncio.run(replica.reconfigure(user_config))
+        return replica, loaded
+
+    return started
+
+
+class TestReplica:
+    def test_starts_with_what_was_rolled_out_though_what_it_was_built_with_is_gone(self, start):
+        _, loaded = start({"ensemble": "/runs/b", "shadow": None})
+        assert loaded == ["/runs/b"]
+
+    @pytest.mark.parametrize("config", [{}, {"ensemble": "/runs/lost"}])
+    def test_does_not_start_without_the_ensemble_that_it_should_have(self, start, config):
+        with pytest.raises(ValueError, match="no ensemble: /runs/lost"):
+            start(config)
+
+    def test_is_not_healthy_when_no_study_can_be_predicted_any_more(self, start):
+        replica, _ = start({"ensemble": "/runs/b"}, Broken)
+        client = Client(replica.__serve_build_asgi_app__())
+        for _ in range(2):
+            assert post(client).status_code == 500
+        replica.check_health()
+        assert post(client).status_code == 500
+        with pytest.raises(RuntimeError, match="the last 3 forward passes failed"):
+            replica.check_health()
+        assert post(client, ("a.png", LEFT)).status_code == 500
+
+
 class TestConfig:
     def test_is_what_serve_reads_and_listens_on_loopback_only(self):
         config = ServeDeploySchema.model_validate(yaml.safe_load(CONFIG.read_text()))
@@ -109,7 +163,7 @@ class TestConfig:
     def test_a_replica_that_goes_may_answer_what_it_has_admitted(self):
         (application,) = yaml.safe_load(CONFIG.read_text())["applications"]
         (deployment,) = application["deployments"]
-        assert deployment["graceful_shutdown_timeout_s"] >= 60
+        assert deployment["graceful_shutdown_timeout_s"] > max(Limits().worklist_s, Limits().request_s)
         autoscaling = deployment["autoscaling_config"]
         assert autoscaling["min_replicas"] >= 1
         assert autoscaling["target_ongoing_requests"] < Limits().predictions

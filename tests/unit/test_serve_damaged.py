@@ -32,10 +32,10 @@ def zipped(*files):
 
 
 def test_the_answer_is_that_of_the_other_views_and_a_warning_names_view_and_reason(client):
-    answer = post(client, SOUND[0], CUT, SOUND[1], query=LEAVE_OUT).json()
+    answer = post(client, SOUND[0], CUT, SOUND[1], query=LEAVE_OUT, study_type="hand").json()
     (warning,) = answer.pop("warnings")
     assert warning.startswith("cut.png: left out, for it cannot be read: unreadable image")
-    expected = post(client, *SOUND).json()
+    expected = post(client, *SOUND, study_type="hand").json()
     assert expected.pop("warnings") == []
     assert answer == expected
 
@@ -84,7 +84,7 @@ def test_in_a_worklist_it_holds_for_each_study(client):
 def test_the_record_has_every_file_that_was_sent_and_the_views_that_were_predicted(tmp_path):
     url = f"sqlite:///{tmp_path}/audit.sqlite3"
     client = client_with(AuditRecord(url))
-    answer = post(client, SOUND[0], CUT, query=LEAVE_OUT).json()
+    answer = post(client, SOUND[0], CUT, query=LEAVE_OUT, study_type="hand").json()
     post(client, SOUND[0], CUT)
     post(client, CUT, query=LEAVE_OUT)
     answered, refused, nothing_left = rows_of(url)

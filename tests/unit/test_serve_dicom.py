@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from pydicom.filereader import dcmread
 
+from mura_ray import dicom_out
 from mura_ray.domain import NOTICE
 from mura_ray.images import read_gray
 from mura_ray.render.overlay import overlay
@@ -24,6 +25,10 @@ WINDOW = {"WindowCenter": 2048, "WindowWidth": 4096}
 PIXELS = phantom(12)
 PLAIN = dicom(PIXELS, 12, **WINDOW)
 OTHER = dicom(PIXELS // 2, 12, SOPInstanceUID=f"{STUDY_UID}.1.2", **WINDOW)
+
+
+NAMES = ("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime",
+         "AccessionNumber", "ReferringPhysicianName")  # fmt: skip
 
 
 def zipped(*files: tuple[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
@@ -59,6 +64,27 @@ class TestDicom:
         assert answer["study_type"] is None
         assert answer["warnings"] == ["b.dcm: BodyPartExamined (0018,0015) says hand, not wrist"]
 
+    @pytest.mark.filterwarnings("ignore::UserWarning:pydicom")  # of what we write
+    @pytest.mark.parametrize(
+        ("body_part", "said"),
+        [("CHEST", "'CHEST'"), ("up_exm", "'UP_EXM'"), ("Müller", "unreadable"), (None, None), ("", None)],
+    )
+    def test_a_study_type_that_is_not_known_is_told_with_what_the_file_says(self, body_part, said):
+        other = dicom(PIXELS, 12, BodyPartExamined=body_part, SpecificCharacterSet="ISO_IR 100", **WINDOW)
+        for predictor in (None, Calibrated()):
+            answer = post(client_of(predictor), ("a.dcm", other), ("b.png", LEFT)).json()
+            (warning,) = [one for one in answer["warnings"] if "calibrated_probability" not in one]
+            assert warning.startswith("the study type is not known: ")
+            assert (f"BodyPartExamined (0018,0015) is {said}, and" in warning) == (said is not None)
+            assert "the ensemble was trained on elbow, finger" in warning
+        assert post(client_of(), ("a.dcm", other), study_type="wrist").json()["warnings"] == []
+        assert post(client_of(), ("a.dcm", other), ("b.dcm", PLAIN)).json()["warnings"] == []
+
+    def test_pixel_spacing_is_told(self):
+        detector = dicom(PIXELS, 12, PixelSpacing=None, ImagerPixelSpacing=[0.3, 0.4], **WINDOW)
+        views = post(client_of(), ("a.dcm", PLAIN), ("b.dcm", detector), ("c.png", LEFT)).json()["views"]
+        assert [view["pixel_spacing_mm"] for view in views] == [[0.2, 0.1], [0.3, 0.4], None]
+
     def test_views_of_several_studies_are_refused(self):
         other = dicom(PIXELS, 12, StudyInstanceUID="1.2.3", **WINDOW)
         problem = problem_of(post(client_of(), ("a.dcm", PLAIN), ("b.dcm", other), ("c.png", LEFT)))
@@ -84,6 +110,25 @@ class TestZip:
         assert [view["name"] for view in answer["views"]] == ["study/a.dcm", "study/b", "c.png"]
         assert answer["warnings"] == []
 
+    def test_of_a_dicom_medium_may_hold_a_viewer_and_texts(self):
+        medium = [
+            ("README.TXT", b"disc"), ("AUTORUN.INF", b"[autorun]"), ("VIEWER/start.exe", b"MZ" + bytes(2**21)),
+            ("VIEWER/help.html", b"<html>"), ("VIEWER/viewer.jar", zipped(("a.class", b"code"))), ("VERSION", b"1"),
+            *((f"VIEWER/{number}.ini", b"") for number in range(20)), ("DICOMDIR", PLAIN),
+            ("DICOM/IM000001", PLAIN), ("DICOM/1.2.840", OTHER), ("photo.tmp", LEFT),
+        ]  # fmt: skip
+        client = client_of(views=3, view_bytes=2**20)
+        answer = post(client, ("cd.zip", zipped(*medium))).json()
+        assert [view["name"] for view in answer["views"]] == ["DICOM/IM000001", "DICOM/1.2.840", "photo.tmp"]
+        (warning,) = answer["warnings"]
+        others = "README.TXT, AUTORUN.INF, VIEWER/start.exe, ..."
+        assert warning == f"cd.zip: left out 26 files that are no DICOM, PNG or JPEG: {others}"
+
+    @pytest.mark.parametrize("name", ["a.png", "a.JPG", "a.jpeg", "a.dcm", "a.DICOM"])
+    def test_a_damaged_image_is_one_by_its_name(self, name: str):
+        problem = problem_of(post(client_of(), ("cd.zip", zipped((name, b"no image"), ("b.dcm", PLAIN)))))
+        assert (problem["status"], problem["view"]) == (422, name)
+
     def test_stored_is_as_good_as_deflated(self):
         content = zipped(("a.dcm", PLAIN), method=zipfile.ZIP_STORED)
         assert post(client_of(), ("study.zip", content)).status_code == 200
@@ -96,8 +141,8 @@ class TestZip:
             (zipped(("a.dcm", PLAIN))[:-30], "the zip is damaged"),
             (zipped(("a.dcm", PLAIN))[:-8] + b"\0\0\0\0\0\0\0\0", "the zip is damaged"),
             (b"PK\x03\x04" + bytes(100), "the zip is damaged"),
-            (zipped(), "the zip holds no files"),
-            (zipped(("notes.txt", b"notes")), "notes.txt: not a PNG or JPEG image"),
+            (zipped(), "the zip holds no DICOM, PNG or JPEG files"),
+            (zipped(("notes.txt", b"notes")), "the zip holds no DICOM, PNG or JPEG files"),
         ],
     )
     def test_of_another_kind_is_refused(self, content: bytes, words: str):
@@ -206,6 +251,50 @@ class TestDicomAnswer:
         assert float(found) == pytest.approx(answer["calibrated_probability"], abs=1e-3)
         assert "views left out, for they could not be read: 1" in told
         assert complaints(report, tmp_path / "report.dcm") == []
+
+    def test_says_how_far_the_members_are_apart(self, objects: dict[str, bytes]):
+        answer = post(client_of(), ("a.dcm", PLAIN), ("b.dcm", OTHER)).json()
+        told = "\n".join(run_report(objects["report.dcm"]))
+        found = re.findall(r'"(?:Low|High)est probability of a member of the ensemble"\)="([0-9.]+)"', told)
+        assert [float(one) for one in found] == pytest.approx(answer["member_range"], abs=1e-5)
+
+    @pytest.mark.parametrize("missing", [*NAMES, NAMES])
+    def test_a_file_without_names_has_an_answer_without_names(self, missing, tmp_path):
+        lacking = [missing] if isinstance(missing, str) else missing
+        nameless = dicom(PIXELS, 12, **WINDOW, **dict.fromkeys(lacking))
+        response = post_dicom(client_of(), ("a.dcm", nameless))
+        assert response.status_code == 200
+        for name, content in unzipped(response).items():
+            found = dcmread(io.BytesIO(content))
+            assert [str(found.get(keyword)) for keyword in lacking] == [""] * len(lacking)
+            assert [one for one in complaints(content, tmp_path / name) if "to build DICOMDIR" not in one] == []
+
+    def test_an_image_of_an_unknown_class_is_refused_with_its_class(self):
+        problem = problem_of(post_dicom(client_of(), ("a.dcm", dicom(PIXELS, 12, SOPClassUID="1.2.840.9", **WINDOW))))
+        assert (problem["status"], problem["type"]) == (422, "urn:mura-ray:problem:unidentified-study")
+        assert "(0008,0016) SOPClassUID is '1.2.840.9', no class of images in DICOM today: export" in problem["detail"]
+
+    @pytest.mark.parametrize("error", [AttributeError, KeyError, RuntimeError, ValueError])
+    def test_whatever_else_highdicom_raises_is_the_files_fault_and_quotes_no_name(self, error, monkeypatch, caplog):
+        def fail(*_: object, **__: object) -> None:
+            raise error("MILLER^ANNA")
+
+        caplog.set_level(0)
+        monkeypatch.setattr(dicom_out.sr, "ComprehensiveSR", fail)
+        response = post_dicom(client_of(), ("a.dcm", PLAIN))
+        assert problem_of(response)["status"] == 422
+        assert error.__name__ in response.text
+        assert "MILLER" not in response.text + caplog.text
+
+    def test_captures_keep_every_pixel_spacing(self, tmp_path):
+        spacings = {"PixelSpacing": None, "ImagerPixelSpacing": [0.3, 0.4], "NominalScannedPixelSpacing": [0.1, 0.2]}
+        response = post_dicom(client_of(), ("a.dcm", dicom(PIXELS, 12, **WINDOW, **spacings)), ("b.dcm", OTHER))
+        captures = [unzipped(response)[f"overlay-{number}.dcm"] for number in (1, 2)]
+        detector, plain = (dcmread(io.BytesIO(content)) for content in captures)
+        told = complaints(captures[0], tmp_path / "capture.dcm")
+        assert all("Imager Pixel Spacing" in one or "Standard Extended SOP Class" in one for one in told), told
+        assert [detector.get(keyword) for keyword in spacings] == [None, [0.3, 0.4], [0.1, 0.2]]
+        assert [plain.get(keyword) for keyword in spacings] == [[0.2, 0.1], None, None]
 
     def test_other_files_are_refused(self):
         problem = problem_of(post_dicom(client_of(), ("a.dcm", PLAIN), ("b.png", LEFT)))

@@ -10,6 +10,7 @@ import pytest
 
 from serve.api import PREDICT_PATH, build_api
 from serve.limits import Limits
+from serve.worklist import WORKLIST_PATH
 from tests.unit.api_client import LEFT, RIGHT, Blocked, MeanGray, client_of, encoded, post, problem_of
 
 
@@ -64,10 +65,10 @@ class TestLimits:
         assert "at most 2" in problem["detail"]
 
     def test_pixels_of_a_study_are_bounded(self):
-        client = client_of(study_pixels=40 * 60 + 20 * 30 - 1)
+        client = client_of(study_pixels=80 * 120 + 90 * 70 - 1)
         assert post(client, ("a.png", LEFT)).status_code == 200
         problem = problem_of(post(client, ("a.png", LEFT), ("b.png", RIGHT)))
-        assert (problem["status"], problem["limit"]) == (413, 2999)
+        assert (problem["status"], problem["limit"]) == (413, 15_899)
 
     def test_uploads_are_never_written_to_disk(self, monkeypatch):
         def rollover(_):
@@ -124,6 +125,49 @@ class TestTime:
         assert slow.headers["connection"] == "close"
         assert 0.5 <= took_s < 5
         assert later.status_code == 200
+
+    def test_a_body_must_keep_a_pace_and_its_place_is_free_when_it_does_not(self):
+        ended = []
+
+        async def stalls():
+            yield b'--x\r\nContent-Disposition: form-data; name="views"; filename="a.png"\r\n\r\n'
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.append(True)
+
+        async def scenario():
+            limits = Limits(predictions=1, request_s=5, upload_grace_s=0.1, upload_bytes_per_s=1000)
+            transport = httpx.ASGITransport(build_api(MeanGray(), limits))
+            async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+                headers = {"content-type": "multipart/form-data; boundary=x"}
+                slow = await client.post(PREDICT_PATH, content=stalls(), headers=headers)
+                return slow, await client.post(PREDICT_PATH, files={"views": LEFT})
+
+        slow, later = asyncio.run(scenario())
+        problem = problem_of(slow)
+        assert (problem["status"], problem["type"]) == (408, "urn:mura-ray:problem:slow-upload")
+        assert "less than 1,000 bytes/s" in problem["detail"]
+        assert slow.headers["connection"] == "close"
+        assert ended == [True]
+        assert later.status_code == 200
+
+    def test_only_the_time_that_the_sender_takes_counts(self):
+        predictor = Blocked()
+
+        async def scenario():
+            limits = Limits(upload_grace_s=0.2, upload_bytes_per_s=2**30)
+            transport = httpx.ASGITransport(build_api(predictor, limits))
+            async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
+                files = {"views": ("a/1.png", LEFT)}
+                answer = asyncio.create_task(client.post(WORKLIST_PATH, files=files, timeout=60))
+                while predictor.num_running == 0:
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(0.4)
+                predictor.go.set()
+                return await answer
+
+        assert "probability" in asyncio.run(scenario()).text
 
     def test_an_answer_that_comes_too_late_is_not_awaited_but_keeps_its_place_until_its_thread_ends(self):
         predictor = Blocked()

@@ -1,3 +1,4 @@
+import base64
 import json
 import math
 import re
@@ -5,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from serve.api import build_api
+from serve.api import PREDICT_DICOM_PATH, build_api
+from serve.inference_protocol import INFER_PATH
 from serve.limits import Limits
 from serve.metrics import (
     INSTRUMENTS,
@@ -19,7 +21,9 @@ from serve.metrics import (
     Metrics,
     view_format,
 )
+from serve.worklist import WORKLIST_PATH
 from tests.unit.api_client import LEFT, Broken, Client, MeanGray, encoded, gradient, post
+from tests.unit.dicom_files import dicom, phantom
 
 DASHBOARD = Path(__file__).parents[2] / "serve" / "grafana.json"
 
@@ -60,6 +64,34 @@ def test_problems_are_counted_by_kind(views, expected):
     assert recorded.of(PROBLEMS) == [(1, dict(zip(("kind", "status"), expected, strict=True)))]
     assert recorded.of(PROBABILITY) == []
     assert "total" not in [tags["stage"] for _, tags in recorded.of(STAGE_SECONDS)]
+
+
+def totals(recorded):
+    return [tags["stage"] for _, tags in recorded.of(STAGE_SECONDS)].count("total")
+
+
+def test_a_study_is_counted_by_whichever_interface_it_came():
+    recorded = Recorded()
+    view = [("views", ("a.dcm", dicom(phantom(8))))]
+    assert recorded.client.post(PREDICT_DICOM_PATH, files=view).status_code == 200
+    tensor = {"name": "views", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(LEFT).decode()]}
+    assert recorded.client.post(INFER_PATH, json={"inputs": [tensor]}).status_code == 200
+    assert totals(recorded) == 2
+    assert recorded.of(PROBLEMS) == []
+
+
+def test_studies_of_a_worklist_are_counted_one_by_one():
+    recorded = Recorded()
+    files = [("views", (name, content)) for name, content in [("a/1", LEFT), ("b/1", LEFT), ("c/1", b"text")]]
+    assert recorded.client.post(WORKLIST_PATH, files=files).status_code == 200
+    assert totals(recorded) == 2
+    assert recorded.of(PROBLEMS) == [(1, {"kind": "damaged-view", "status": "422"})]
+
+
+def test_studies_of_a_worklist_whose_time_is_up_are_counted_too():
+    recorded = Recorded(worklist_work_s=0)
+    recorded.client.post(WORKLIST_PATH, files=[("views", ("a/1", LEFT)), ("views", ("b/1", LEFT))])
+    assert (1, {"kind": "time", "status": "503"}) in recorded.of(PROBLEMS)
 
 
 def test_the_reference_is_the_share_of_studies_up_to_each_edge_and_of_no_type_that_it_lacks():

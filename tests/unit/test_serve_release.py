@@ -10,10 +10,11 @@ from mura_ray.model.ensemble import read_description
 from mura_ray.ports import free_port
 from serve import rollout
 from serve.api import PREDICT_PATH, build_api
+from serve.health import Passes
 from serve.limits import Limits
 from serve.metrics import SHADOW_DIFFERENCE, Metrics
 from serve.release import Release, Releases
-from serve.rollout import config_with_release
+from serve.rollout import config_with_release, server_url
 from tests.unit.api_client import DESCRIPTION, LEFT, Blocked, Broken, MeanGray, problem_of
 from tests.unit.tiny_ensemble import write_tiny_ensemble
 
@@ -124,12 +125,16 @@ def load(uri):
     return ENSEMBLES[uri]()
 
 
+def releases_of(answers, passes=None):
+    return Releases(answers, load, "/runs/a", "/runs/a", passes or Passes())
+
+
 def after(*releases):
     """The ids of what answers and of what is in the shadow, after these changes on a server that answers."""
 
     async def scenario():
         answers = build_api(MeanGray()).state.answers
-        changes = Releases(answers, load, "/runs/a")
+        changes = releases_of(answers)
         for release in releases:
             changes.change_meanwhile(Release(**release))
         while len(asyncio.all_tasks()) > 1:
@@ -166,7 +171,22 @@ def test_a_release_that_cannot_be_loaded_changes_nothing(release, caplog):
 def test_a_new_replica_does_not_start_without_its_release():
     answers = build_api(MeanGray()).state.answers
     with pytest.raises(ValueError, match="no ensemble: /runs/lost"):
-        asyncio.run(Releases(answers, load, "/runs/a").change(Release(ensemble="/runs/lost")))
+        asyncio.run(releases_of(answers).change(Release(ensemble="/runs/lost")))
+
+
+def test_passes_of_an_ensemble_that_is_rolled_out_are_watched(monkeypatch):
+    monkeypatch.setitem(ENSEMBLES, "/runs/broken", Broken)
+    passes = Passes()
+
+    async def scenario():
+        app = build_api(MeanGray())
+        await releases_of(app.state.answers, passes).change(Release(ensemble="/runs/broken"))
+        async with client_of(app) as client:
+            return [(await client.post(PREDICT_PATH, **STUDY)).status_code for _ in range(3)]
+
+    assert asyncio.run(scenario()) == [500] * 3
+    with pytest.raises(RuntimeError, match="the last 3 forward passes failed"):
+        passes.check()
 
 
 class TestCommand:
@@ -194,6 +214,43 @@ class TestCommand:
         address = f"http://127.0.0.1:{free_port()}"
         assert rollout.main([ensemble, "--address", address]) == 1
         assert f"cannot talk to Ray at {address}" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("dashboard", "host", "expected"),
+        [
+            ("http://127.0.0.1:8265", "127.0.0.1", "http://127.0.0.1:80"),
+            ("http://localhost:8265", "127.0.0.1", "http://127.0.0.1:80"),
+            ("http://[::1]:8265", "::1", "http://[::1]:80"),
+            ("http://other:8265", "127.0.0.1", None),
+            ("http://10.0.0.4:8265/", "localhost", None),
+            ("http://other:8265", "10.0.0.4", "http://10.0.0.4:80"),
+            ("http://other:8265", "0.0.0.0", "http://other:80"),
+            ("http://127.0.0.1:8265", "::", "http://127.0.0.1:80"),
+        ],
+    )
+    def test_the_server_is_asked_where_it_is_and_not_on_this_machine_for_another(self, dashboard, host, expected):
+        assert server_url(dashboard, {"host": host, "port": 80}) == expected
+
+    def test_a_server_that_cannot_be_asked_is_rolled_out_by_what_ray_says(self, tmp_path, monkeypatch, capsys):
+        class Ray:
+            def __init__(self, _):
+                self.deployed = []
+
+            def get_serve_details(self):
+                application = {"deployed_app_config": {"name": "mura", "import_path": "x:y"}, "status": "RUNNING"}
+                return {"http_options": {"host": "127.0.0.1", "port": 1}, "applications": {"mura": application}}
+
+            def deploy_applications(self, config):
+                self.deployed.append(config)
+
+        def ask(*_):
+            raise AssertionError("asked")
+
+        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+        monkeypatch.setattr(rollout, "ServeSubmissionClient", Ray)
+        monkeypatch.setattr(rollout, "_wait", ask)
+        assert rollout.main([write_tiny_ensemble(tmp_path), "--address", "http://other:8265"]) == 0
+        assert "Ray has told every replica (RUNNING)" in capsys.readouterr().out
 
 
 RELEASE = {"ensemble": "/runs/b/ensemble", "shadow": None}
