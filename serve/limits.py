@@ -104,6 +104,8 @@ class TimeLimit:
         if task.done():
             task.result()
         elif not is_started:
+            if not is_uploaded:  # nothing is computed yet: the place is free as soon as the client hears of it
+                await asyncio.wait({task}, timeout=1)
             slow = _too_slow(f"the request had not arrived after {limit_s:g} s")
             await problem_response(self._too_late(limit_s) if is_uploaded else slow)(scope, receive, send)
 

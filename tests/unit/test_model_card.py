@@ -9,6 +9,7 @@ from mura_ray.config import Augmentation, TrialConfig
 from mura_ray.domain import NOTICE, OVERALL
 from mura_ray.model.card import INTENDED_USE, LIMITS
 from serve.api import build_api
+from serve.health import Passes
 from serve.model_card import EvaluatedData, Evaluation, drift_reference, read_evaluations
 from serve.release import Release, Releases
 from tests.evaluations import NOTE, write_evaluation
@@ -121,7 +122,7 @@ class TestEvaluations:
     def test_those_of_the_next_ensemble_come_with_it(self, tmp_path):
         write_evaluation(tmp_path / "next", "test", Calibrated.description.id)
         app = build_api(MeanGray())
-        releases = Releases(app.state.answers, lambda _: Calibrated(), "first")
+        releases = Releases(app.state.answers, lambda _: Calibrated(), "first", "first", Passes())
         asyncio.run(releases.change(Release(ensemble=str(tmp_path / "next" / "ensemble"))))
         card = Client(app).get("/v1/ensemble").json()
         assert card["id"] == Calibrated.description.id
