@@ -14,11 +14,11 @@ import torch
 
 from mura_ray import cli, store
 from mura_ray.config import THRESHOLD, Locations
-from mura_ray.data.leakage import find_leakage
+from mura_ray.data.leakage import Leakage, find_leakage
 from mura_ray.data.manifest import read_manifest, read_table
 from mura_ray.distributed.naming import SWEEP_FILE
 from mura_ray.evaluation.ablating import ablate
-from mura_ray.evaluation.assessment import assess, calibration_notes, calibration_tables, split_notes
+from mura_ray.evaluation.assessment import assess, calibration_notes, calibration_tables, split_notes, strata_metrics
 from mura_ray.evaluation.comparing import compare_predictions
 from mura_ray.evaluation.inputs import read_answers
 from mura_ray.evaluation.localising import localisation_tables
@@ -145,7 +145,7 @@ def _report(arguments: argparse.Namespace, runs: str | None, command: str) -> No
     chosen_on = predict_split(_load(uri), data, arguments.chosen_on or "valid") if rules else None
     predictions, notes = _judged(arguments, uri)
     result = assess(predictions, (*notes, *operating_notes(predictions, chosen_on)))
-    tables = [operating_points(predictions, rules, chosen_on), *localisation_tables(predictions)]
+    tables = [operating_points(result.metrics, predictions, rules, chosen_on), *localisation_tables(predictions)]
     result = replace(result, tables=(*result.tables, *tables))
     if readers is not None:
         result = add_readers(result, readers, _reader_question(arguments))
@@ -179,16 +179,18 @@ def _choices(predictions: Predictions, chosen_on: Predictions | None) -> dict[st
 
 def _calibrate(arguments: argparse.Namespace, runs: str | None) -> None:
     uri, split = _ensemble_uri(arguments.ensemble, runs), arguments.split or "valid"
-    data, description = cli.location(arguments.data, "data"), read_description(uri)
-    leakage = find_leakage(data, split, description.data_id, arguments.trained_on or training_data(uri, description))
-    leakage = leakage.of("train")  # that members were chosen on the studies of `valid` hardly moves a calibration
+    data = cli.location(arguments.data, "data")
+    leakage = _leakage(arguments, uri, split).of(
+        "train"
+    )  # that members were chosen on the studies of `valid` hardly moves a calibration
     leakage.refuse(allow=arguments.allow_leakage)
     predictions = predict_split(_load(uri), data, split)
     studies = predictions.studies(predictions.description.threshold)
     dest, description = calibrate(uri, studies, data_id=predictions.manifest.id, split=split, dest=arguments.out)
     assert description.calibration is not None
+    before = strata_metrics(studies, THRESHOLD)
     note = f"optimistic: these are the studies that the calibration was fitted on, split {split!r}"
-    _print_tables(calibration_tables(studies, description.calibration), None, (note, *leakage.notes))
+    _print_tables(calibration_tables(studies, description.calibration, before), None, (note, *leakage.notes))
     print(f"ensemble {description.id}, calibrated, in {dest}")
 
 
@@ -230,7 +232,7 @@ class _Judged(NamedTuple):
 def _judged(arguments: argparse.Namespace, uri: str) -> _Judged:
     data, split = cli.location(arguments.data, "data"), arguments.split or "test"
     description = read_description(uri)
-    leakage = find_leakage(data, split, description.data_id, arguments.trained_on or training_data(uri, description))
+    leakage = _leakage(arguments, uri, split)
     leakage.refuse(allow=arguments.allow_leakage)
     predictions = predict_split(_load(uri), data, split)
     notes = (
@@ -238,6 +240,12 @@ def _judged(arguments: argparse.Namespace, uri: str) -> _Judged:
         calibration_notes(description, predictions.manifest, split),
     )
     return _Judged(predictions, (*itertools.chain(*notes), *leakage.notes))
+
+
+def _leakage(arguments: argparse.Namespace, uri: str, split: str) -> Leakage:
+    description = read_description(uri)
+    trained_on = arguments.trained_on or training_data(uri, description)
+    return find_leakage(cli.location(arguments.data, "data"), split, description.data_id, trained_on)
 
 
 def training_data(uri: str, description: EnsembleDescription) -> str | None:

@@ -53,7 +53,7 @@ def assess(predictions: Predictions, notes: tuple[str, ...]) -> EvaluationResult
     views = None if boxes is None else boxed_views(predictions.table, boxes, maps)
     tables = [subgroups(studies, threshold), worst_errors(studies)]
     if description.calibration is not None:
-        tables += calibration_tables(studies, description.calibration)
+        tables += calibration_tables(studies, description.calibration, metrics)
     return EvaluationResult(
         ensemble_id=description.id,
         data=data_facts(predictions),
@@ -103,16 +103,16 @@ def subgroups(studies: pd.DataFrame, threshold: float) -> Table:
     return Table("subgroups", "Subgroups by number of views", pd.DataFrame(rows))
 
 
-def calibration_tables(studies: pd.DataFrame, calibration: Calibration) -> list[Table]:
+def calibration_tables(studies: pd.DataFrame, calibration: Calibration, before: Mapping[str, Metrics]) -> list[Table]:
     """Brier score and calibration error before and after calibration, and the scaling, by study type and overall."""
     calibrated = calibration.calibrated(studies["probability"], list(studies["study_type"]))
     after = strata_metrics(studies.assign(probability=calibrated), THRESHOLD)
     rows, scalings = [], []
-    for name, before in strata_metrics(studies, THRESHOLD).items():
+    for name, raw in before.items():
         rows.append({
-            "study_type": name, "num_studies": before.num_studies, "num_abnormal": before.num_abnormal,
-            "Brier score": before.brier, "calibrated": after[name].brier,
-            "calibration error": before.ece, "calibrated error": after[name].ece,
+            "study_type": name, "num_studies": raw.num_studies, "num_abnormal": raw.num_abnormal,
+            "Brier score": raw.brier, "calibrated": after[name].brier,
+            "calibration error": raw.ece, "calibrated error": after[name].ece,
         })  # fmt: skip
         scaling = calibration.scaling(name)
         scalings.append({

@@ -31,10 +31,11 @@ def read_answers(uri: str, what: str, studies: pd.Index) -> pd.DataFrame:
     if not store.is_file(uri):
         raise ValueError(f"{uri} does not exist")
     try:
-        table = pd.read_csv(io.BytesIO(store.read_bytes(uri)), dtype=str, keep_default_na=False)
+        content = store.read_bytes(uri)
+        table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+        names = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False, header=None, nrows=1).iloc[0]
     except ValueError as error:
         raise ValueError(f"{uri} is no CSV file with a header: {error}") from error
-    names = pd.read_csv(io.BytesIO(store.read_bytes(uri)), dtype=str, header=None, nrows=1).iloc[0]
     if names.duplicated().any():  # which `read_csv` would rename
         raise ValueError(f"{uri} has the column {names[names.duplicated()].iloc[0]!r} twice")
     if STUDY not in table or table.shape[1] < 2 or table.empty:

@@ -1,19 +1,24 @@
 """Operating points besides the ensemble's threshold: chosen on one split by a rule, reported on another."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from mura_ray.evaluation.predictions import Predictions, strata
+from mura_ray.evaluation.assessment import strata_metrics
+from mura_ray.evaluation.predictions import Predictions
 from mura_ray.render.tables import Table
 from mura_ray.stats.estimates import Estimate, has_both_labels
-from mura_ray.stats.metrics import study_metrics
+from mura_ray.stats.metrics import Metrics
 from mura_ray.stats.roc import threshold_for_sensitivity, youden_threshold
 
-_KAPPAS = "kappa", "kappa (by patient)"
+_COLUMNS = {
+    "sensitivity": "sensitivity", "specificity": "specificity", "PPV": "ppv", "NPV": "npv", "kappa": "kappa",
+    "kappa (by patient)": "kappa_clustered",
+}  # fmt: skip
+"""Fields of the metrics by their titles: those that depend on the threshold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,27 +53,25 @@ def parse_rule(text: str) -> Rule:
     raise ValueError(f"--operating-point {text!r}: pass youden, or a sensitivity above 0 and up to 1: sensitivity=0.9")
 
 
-def operating_points(predictions: Predictions, rules: Sequence[Rule], chosen_on: Predictions | None) -> Table:
+def operating_points(
+    metrics: Mapping[str, Metrics], predictions: Predictions, rules: Sequence[Rule], chosen_on: Predictions | None
+) -> Table:
     """The ensemble's threshold and those that the rules choose, with what each gives by study type and overall.
 
     Args:
+        metrics: at the ensemble's threshold, by study type and overall.
         predictions: of the split that is reported.
         rules: how to choose, one threshold for all study types.
         chosen_on: predictions of the split that they choose on; None: no rule chooses.
     """
     threshold = predictions.description.threshold
-    chosen: list[tuple[str, float | None, str]] = [("as trained", threshold, "fixed beforehand")]
+    rows = _rows({"rule": "as trained", "threshold": threshold, "chosen on": "fixed beforehand"}, metrics)
     if chosen_on is not None:
-        studies = chosen_on.studies(threshold)
-        chosen += [(rule.name, rule.threshold(studies), chosen_on.split) for rule in rules]
-    studies = predictions.studies(threshold)
-    masks = strata(studies["study_type"])
-    rows = [
-        {"rule": name, "threshold": limit, "chosen on": where, "study_type": study_type}
-        | _results(studies[mask], limit)
-        for name, limit, where in chosen
-        for study_type, mask in masks.items()
-    ]
+        studies, known = predictions.studies(threshold), chosen_on.studies(threshold)
+        for rule in rules:
+            limit = rule.threshold(known)
+            found = metrics if limit is None else strata_metrics(studies, limit)
+            rows += _rows({"rule": rule.name, "threshold": limit, "chosen on": chosen_on.split}, found)
     note = " ".join(["A study is called abnormal above the threshold.", *operating_notes(predictions, chosen_on)])
     return Table("operating_points", "Operating points", pd.DataFrame(rows), note)
 
@@ -84,12 +87,10 @@ def operating_notes(predictions: Predictions, chosen_on: Predictions | None) -> 
     return ()
 
 
-def _results(studies: pd.DataFrame, limit: float | None) -> dict[str, Any]:
-    found = {"num_studies": len(studies), "num_abnormal": int(studies["label"].sum())}
-    if limit is None:
-        return found | dict.fromkeys(("sensitivity", "specificity", "PPV", "NPV", *_KAPPAS), Estimate())
-    metrics = study_metrics(studies["label"], studies["probability"], studies["patient_id"].to_numpy(), limit)
-    shares = {
-        "sensitivity": metrics.sensitivity, "specificity": metrics.specificity, "PPV": metrics.ppv, "NPV": metrics.npv,
-    }  # fmt: skip
-    return found | shares | dict(zip(_KAPPAS, (metrics.kappa, metrics.kappa_clustered), strict=True))
+def _rows(rule: dict[str, Any], metrics: Mapping[str, Metrics]) -> list[dict[str, Any]]:
+    """A row a stratum; nothing but counts is estimable without a threshold."""
+    return [
+        {**rule, "study_type": name, "num_studies": one.num_studies, "num_abnormal": one.num_abnormal}
+        | {title: Estimate() if rule["threshold"] is None else getattr(one, field) for title, field in _COLUMNS.items()}
+        for name, one in metrics.items()
+    ]

@@ -31,9 +31,9 @@ MODEL = "model"
 _AUROC = "auroc"
 _DIFFERENCE = ("difference", "difference_low", "difference_high")
 _RESERVED = {
-    *(MODEL, _AUROC, "panel", "num_abnormal", "best_reader", "mean_reader", *_DIFFERENCE),
-    *("abnormal", "best reader", "mean reader", "model less mean reader", "study_type", "n", "rater"),
-}
+    MODEL, _AUROC, "panel", "num_abnormal", "best_reader", "mean_reader", *_DIFFERENCE, "study_type", "n", "abnormal",
+    "best reader", "mean reader", "model less mean reader",
+}  # fmt: skip
 """Columns of the tables that have one for each reader."""
 
 JOINED = " + "

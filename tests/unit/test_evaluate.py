@@ -232,7 +232,8 @@ def test_a_rule_that_has_too_few_studies_of_a_label_chooses_nothing(tmp_path: Pa
     manifest = write_data(tmp_path, {"test": cohort(), "valid": [one for one in cohort("v", 50) if one.label == 0]})
     ensemble = make_ensemble(manifest.id)
     splits = {name: predict_split(ensemble, str(tmp_path), name) for name in ("test", "valid")}
-    frame = operating_points(splits["test"], [Rule("youden")], splits["valid"]).frame
+    metrics = evaluate_ensemble(ensemble, str(tmp_path)).metrics
+    frame = operating_points(metrics, splits["test"], [Rule("youden")], splits["valid"]).frame
     chosen = frame[frame["rule"] == "youden"]
     assert chosen["threshold"].isna().all()
     assert set(chosen["sensitivity"]) == {Estimate()}

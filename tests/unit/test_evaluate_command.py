@@ -158,6 +158,17 @@ def test_a_split_that_shares_patients_with_the_training_is_refused_or_labelled(
     assert any("optimistic" in note and "'train'" in note for note in notes)
 
 
+def test_a_calibration_is_not_fitted_on_patients_of_the_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    use(monkeypatch, write_data(tmp_path / "leaky", {"valid": cohort(), "train": cohort(mark=7)}))
+    dest = tmp_path / "calibrated"
+    command = ["--ensemble", "E", "--data", str(tmp_path / "leaky"), "--calibrate", "--out", str(dest)]
+    assert evaluate.main(command) == 1
+    assert "in common with the split 'train'" in capsys.readouterr().err
+    assert not dest.exists()
+
+
 def use(monkeypatch: pytest.MonkeyPatch, manifest: Manifest) -> None:
     monkeypatch.setattr(Ensemble, "load", lambda uri, device: make_ensemble(manifest.id))
     monkeypatch.setattr(evaluate, "read_description", lambda uri: make_ensemble(manifest.id).description)
@@ -195,6 +206,7 @@ def test_a_reader_study_is_simulated_in_the_papers_form_and_size(tmp_path: Path,
             ["--ensemble", "E", "--data", "DATA", "--findings", "other.csv"],
             "1 studies that are not evaluated, such as 'x'",
         ),
+        (["--ensemble", "E", "--data", "DATA", "--readers", "twice.csv"], "has the column 'anna' twice"),
         (["--simulate-readers"], "needs --out"),
         (["--ensemble", "E", "--data", "DATA", "--operating-point", "younden"], "'younden': pass youden, or a"),
         (["--ensemble", "E", "--data", "DATA", "--operating-point", "sensitivity=1.5"], "above 0 and up to 1"),
@@ -216,6 +228,7 @@ def test_what_is_wrong_is_said(
     monkeypatch.chdir(tmp_path)
     Path("wrong.csv").write_text("study,fracture\nhand/a0/study1,yes\n")
     Path("other.csv").write_text("study,fracture\nx,1\n")
+    Path("twice.csv").write_text("study,anna,anna\nhand/a0/study1,1,0\n")
     assert evaluate.main([data if option == "DATA" else option for option in options]) == 1
     assert named in capsys.readouterr().err
     assert not (tmp_path / "E").exists()

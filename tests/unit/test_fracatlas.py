@@ -80,6 +80,7 @@ def test_blocks_stay_whole_and_every_split_has_every_class(folder: Folder):
     collection = fracatlas.read_collection(root)
     assert list(collection.splits) == ["train", "valid", "test"]
     assert collection.split_policy == "blocks of 50 image numbers"
+    assert not collection.patients_known
     assert collection.splits == fracatlas.read_collection(root).splits
     blocks = {
         split: {int(study.patient_id[3:]) // 50 for study in studies} for split, studies in collection.splits.items()

@@ -187,6 +187,8 @@ def test_refuses_what_is_no_reader_study():
         (four | {"d": [0, 2]}, "reader 'd': label 2 at position 1"),
         (four | {"d": [0, 1, 1]}, "reader 'd' has 3 labels for 2 studies"),
         (four | {"model": [0, 1]}, "a reader is called 'model'"),
+        (four | {"abnormal": [0, 1]}, "a reader is called 'abnormal'"),
+        (four | {"a + b": [0, 1]}, r"a reader is called 'a \+ b'"),
     ):
         with pytest.raises(ValueError, match=named):
             reader_data(readers, [0.1, 0.2], patients, types)
