@@ -33,7 +33,7 @@ def localisation_tables(predictions: Predictions) -> list[Table]:
             "centre map": row.centre, "above permuted": row.above_permuted, "above centre": row.above_centre,
         }
         for row in localisation(views)
-        if row.num_views
+        if row.num_views and (row.source == ENSEMBLE or row.value.value is not None)
     ])  # fmt: skip
     note = (
         f"{'; '.join(f'{name}: {meaning}' for name, meaning in MEASURES.items())}. Boxes of the view: the share of it "
