@@ -3,9 +3,10 @@
     python -m benchmarks.serve --json serve.json
 
 `load` starts servers on loopback, each with a Ray of its own: `serve/config.yaml`'s application behind Ray's proxy, and
-behind HAProxy where --proxies and MURA_TOKENS ask for it, beside the same ensemble in plain FastAPI and PyTorch.
-`overload` sends ten times what the server was seen to answer, and watches its memory. Phantom radiographs as PNG, 1 to
-3 views a study. Rounds of all contenders take turns, and ratios are those within a round.
+behind HAProxy where --proxies and MURA_TOKENS ask for it, beside the same ensemble in plain FastAPI and PyTorch. `maps`
+asks for the same study without maps, with raw ones and with overlays, in turns. `overload` sends ten times what the
+server was seen to answer, and watches its memory. Phantom radiographs as PNG, 1 to 3 views a study. Rounds of all
+contenders take turns, and ratios are those within a round.
 """
 
 import argparse
@@ -40,7 +41,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CLIENTS = (1, 4, 16, 64)
 VIEWS_OF_STUDIES = (1, 2, 3, 2, 1, 3, 2, 2)
 START_S = 300
-PARTS = ("load", "overload")
+PARTS = ("load", "maps", "overload")
 
 GOAL_TIMES, GOAL_CAM_PERCENT, GOAL_MIB_PER_MINUTE = 4.0, 5.0, 1.0
 
@@ -96,6 +97,7 @@ def _measure_servers(uri: str, folder: Path, arguments: argparse.Namespace, goal
         if "load" in arguments.only:
             with plain_server(uri, folder) as plain:
                 results["load"] = _loads(ask, {"plain": plain, **servers}, goals)
+        if "maps" in arguments.only:
             results["cam_s"] = _cams(ask, servers[arguments.proxies[0]], goals)
         if "overload" in arguments.only:
             results["overload"] = _overload(ask, servers[arguments.proxies[0]], goals)

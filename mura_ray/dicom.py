@@ -4,7 +4,9 @@ Only the elements named here are looked at, and what is refused quotes none that
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from pydicom.dataelem import RawDataElement
@@ -27,7 +29,12 @@ from mura_ray.dicom_header import (
 )
 from mura_ray.images import MAX_PIXELS, read_picture
 
+T = TypeVar("T")
+
 MODALITIES = ("CR", "DX", "RF")
+
+SIGNATURE_BYTES = 132
+"""What `is_dicom` looks at."""
 
 BODY_PARTS = {
     "ELBOW": "elbow",
@@ -108,8 +115,12 @@ def read_dicom(content: bytes) -> Radiograph:
     Raises:
         ValueError: see `read_radiograph`.
     """
+    return _checked(content, _read_image)
+
+
+def _checked(content: bytes, read: Callable[[Header], T]) -> T:
     try:
-        return _read_image(read_header(content, TAGS.values()))
+        return read(read_header(content, TAGS.values()))
     except RefusedError as refused:
         raise ValueError(str(refused)) from None
     except MemoryError:
@@ -118,16 +129,44 @@ def read_dicom(content: bytes) -> Radiograph:
         raise ValueError(f"the file is damaged or cut off ({type(error).__name__}): {AGAIN}") from None
 
 
+@dataclass(frozen=True, slots=True)
+class StudySaid:
+    """What a DICOM file says of the study that it is a view of; the attributes are those of `Radiograph`."""
+
+    study_uid: str | None
+    body_part: str | None
+    study_type: str | None
+
+
+def read_study(content: bytes) -> StudySaid:
+    """What a DICOM file says of its study. Its pixels are not looked at, and need not be there.
+
+    Raises:
+        ValueError: it is no DICOM file, or a damaged one.
+    """
+    if not is_dicom(content):
+        raise ValueError("the file is no DICOM file")
+    return _checked(content, _study)
+
+
 def study_type_of_body_part(body_part: str) -> str | None:
     """The study type that a value of BodyPartExamined names beyond doubt."""
     words = re.findall(r"[A-Z]+", body_part.upper())
     return BODY_PARTS.get("".join(word for word in words if word not in ("L", "R", "LT", "RT", "LEFT", "RIGHT")))
 
 
-def _read_image(header: "Header") -> Radiograph:
+def _study(header: Header) -> StudySaid:
+    study_uid, body_part = header.text("StudyInstanceUID"), header.text("BodyPartExamined")
+    return StudySaid(
+        study_uid=study_uid if re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}", study_uid) else None,
+        body_part=shown(body_part.upper()) if body_part else None,
+        study_type=study_type_of_body_part(body_part),
+    )
+
+
+def _read_image(header: Header) -> Radiograph:
     gray, notes = to_gray(header, _samples(header, _check_image(header)))
-    spacing, study_uid = _pixel_spacing(header), header.text("StudyInstanceUID")
-    body_part = header.text("BodyPartExamined")
+    study, spacing = _study(header), _pixel_spacing(header)
     if spacing is None:
         notes.append("no pixel spacing in (0028,0030) or (0018,1164): lengths are unknown")
     if header.code("BurnedInAnnotation") == "YES":
@@ -138,9 +177,9 @@ def _read_image(header: "Header") -> Radiograph:
         gray=gray,
         is_dicom=True,
         pixel_spacing_mm=spacing,
-        body_part=shown(body_part.upper()) if body_part else None,
-        study_type=study_type_of_body_part(body_part),
-        study_uid=study_uid if re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}", study_uid) else None,
+        body_part=study.body_part,
+        study_type=study.study_type,
+        study_uid=study.study_uid,
         warnings=tuple(notes),
     )
 

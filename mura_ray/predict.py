@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from mura_ray import cli, store
-from mura_ray.dicom import Radiograph, is_dicom, read_radiograph
+from mura_ray.dicom import SIGNATURE_BYTES, Radiograph, is_dicom, read_radiograph
 from mura_ray.domain import STUDY_TYPES, StudyPrediction
 from mura_ray.model.ensemble import Ensemble, EnsembleDescription
 from mura_ray.render.overlay import encode_png, overlay
@@ -123,7 +123,7 @@ def _is_unnamed_dicom(source: str, file: PurePosixPath) -> bool:
     if file.name == "DICOMDIR" or not re.fullmatch(r"|\.[0-9]+", file.suffix):
         return False
     try:
-        return is_dicom(store.read_bytes(store.join(source, str(file))))
+        return is_dicom(store.read_start(store.join(source, str(file)), SIGNATURE_BYTES))
     except store.StorageError:
         raise
     except (ValueError, OSError):  # a broken link

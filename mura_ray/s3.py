@@ -123,6 +123,11 @@ def read(uri: str) -> bytes:
     raise StorageError(f"{uri}: read failed: it was replaced {ATTEMPTS} times while it was read; stop what writes it")
 
 
+def read_start(uri: str, num_bytes: int) -> bytes:
+    """The first bytes of an object, fewer if it is smaller; errors as of `read`."""
+    return _read_first(uri, num_bytes)[0][:num_bytes]
+
+
 def write(uri: str, content: bytes | mmap.mmap) -> None:
     """Writes one object: whole or not at all, large ones in parallel parts.
 
@@ -181,14 +186,17 @@ def server_time(uri: str) -> float:
     return email.utils.parsedate_to_datetime(date).timestamp()
 
 
-def _read_once(uri: str) -> bytes:
+def _read_first(uri: str, num_bytes: int) -> tuple[bytes, int, str]:
+    """The first bytes of an object, all of it where the server knows no ranges; its size and version."""
     bucket, key = split_uri(uri)
 
-    def whole(client: Any) -> bytes:
-        return _body(client.get_object(Bucket=bucket, Key=key))
+    def whole(client: Any) -> tuple[bytes, int, str]:
+        answer = client.get_object(Bucket=bucket, Key=key)
+        content = _body(answer)
+        return content, len(content), answer["ETag"]
 
-    def first_part(client: Any) -> tuple[bytes, int, str]:
-        answer = client.get_object(Bucket=bucket, Key=key, Range=f"bytes=0-{PART_BYTES - 1}")
+    def first(client: Any) -> tuple[bytes, int, str]:
+        answer = client.get_object(Bucket=bucket, Key=key, Range=f"bytes=0-{num_bytes - 1}")
         if "ContentRange" not in answer:  # a server that knows no ranges sends everything
             content = _body(answer)
             return content, len(content), answer["ETag"]
@@ -197,14 +205,19 @@ def _read_once(uri: str) -> bytes:
             answer["Body"].close()
             return b"", 0, answer["ETag"]
         content = _body(answer)
-        if start != 0 or len(content) != min(PART_BYTES, total):
-            raise _DamagedBodyError(f"asked for its first {PART_BYTES} bytes, got {answer['ContentRange']}")
+        if start != 0 or len(content) != min(num_bytes, total):
+            raise _DamagedBodyError(f"asked for its first {num_bytes} bytes, got {answer['ContentRange']}")
         return content, total, answer["ETag"]
 
     try:
-        content, total, etag = _request("read", uri, first_part)
+        return _request("read", uri, first)
     except _EmptyObjectError:
         return _request("read", uri, whole)
+
+
+def _read_once(uri: str) -> bytes:
+    bucket, key = split_uri(uri)
+    content, total, etag = _read_first(uri, PART_BYTES)
     if len(content) == total:
         return content
     result = bytearray(total)

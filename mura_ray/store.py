@@ -8,16 +8,19 @@ import mmap
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from mura_ray import s3
 from mura_ray.s3 import FileStat, StorageError
 
 __all__ = ["StorageError"]
+
+T = TypeVar("T")
 
 READ_AHEAD = 16
 """Files that `read_many` reads at a time, and holds beside the one in use."""
@@ -111,19 +114,34 @@ def read_bytes(uri: str) -> bytes:
         ValueError: nothing lies there.
         StorageError: it cannot be read.
     """
-    try:
+    with _missing_told(uri):
         return s3.read(uri) if is_s3(uri) else resolve(uri).read_bytes()
+
+
+def read_start(uri: str, num_bytes: int) -> bytes:
+    """The first bytes of one file, fewer if it is smaller; errors as of `read_bytes`."""
+    with _missing_told(uri):
+        if is_s3(uri):
+            return s3.read_start(uri, num_bytes)
+        with resolve(uri).open("rb") as file:
+            return file.read(num_bytes)
+
+
+@contextmanager
+def _missing_told(uri: str) -> Iterator[None]:
+    try:
+        yield
     except (s3.MissingObjectError, FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise ValueError(f"no file at {uri!r}: check the path") from error
 
 
-def read_many(uris: Iterable[str]) -> Iterator[bytes]:
-    """The contents of many files in their order, read some ahead; errors as of `read_bytes`, in the file's turn."""
+def read_many(uris: Iterable[str], read: Callable[[str], T] = read_bytes) -> Iterator[T]:
+    """What is read of many files, in their order and some ahead; what `read` raises, in the file's turn."""
     with ThreadPoolExecutor(READ_AHEAD, thread_name_prefix="read") as pool:
-        reading: list[Future[bytes]] = []
+        reading: list[Future[T]] = []
         try:
             for uri in uris:
-                reading.append(pool.submit(read_bytes, uri))
+                reading.append(pool.submit(read, uri))
                 if len(reading) > READ_AHEAD:
                     yield reading.pop(0).result()
             while reading:

@@ -22,6 +22,7 @@ from mura_ray.model.inference import Precision
 from serve.access import TokenFile
 from serve.addresses import is_loopback
 from serve.api import build_api
+from serve.autoscaling import VIEWS_IN_FLIGHT
 from serve.health import Passes
 from serve.metrics import INSTRUMENTS, Metrics, Record
 from serve.model_card import read_evaluations
@@ -89,6 +90,10 @@ class EnsembleServer:
         else:
             await self._releases.change(release)
             self._is_serving = True
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Ray calls this every few seconds, for the policy of `autoscaling_config`."""
+        return {VIEWS_IN_FLIGHT: self._api.state.answers.views_in_flight}
 
     def check_health(self) -> None:
         """Ray calls this every few seconds, and replaces the replica when it has failed some times in a row.

@@ -94,6 +94,7 @@ class Answers:
         self._metrics = metrics
         self.release(predictor, evaluations)
         self.shadow: Shadow | None = None
+        self._num_views = 0
         self._imaging = CapacityLimiter(max(2, len(os.sched_getaffinity(0)) // 2))
 
     @property
@@ -105,6 +106,11 @@ class Answers:
     def evaluations(self) -> Sequence[Evaluation]:
         """Of the same ensemble."""
         return self._release.evaluations
+
+    @property
+    def views_in_flight(self) -> int:
+        """Views that are predicted, and those that wait for it."""
+        return self._num_views
 
     def release(self, predictor: Predictor, evaluations: Sequence[Evaluation] = ()) -> None:
         """Has an ensemble answer the studies that come from now on. Those in work stay with the one before it."""
@@ -134,7 +140,11 @@ class Answers:
 
         study = await anyio.to_thread.run_sync(decode, limiter=self._imaging)
         grays = [view.gray for view in study.views]
-        prediction = await release.batcher.predict(grays)
+        self._num_views += len(grays)
+        try:
+            prediction = await release.batcher.predict(grays)
+        finally:
+            self._num_views -= len(grays)
         if self.shadow is not None:
             self.shadow.see(grays, prediction, is_busy=release.batcher.is_busy)
         self._metrics.prediction(prediction, study.study_type, [view.content for view in study.views])

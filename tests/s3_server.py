@@ -90,13 +90,19 @@ def put_folder(url: str, folder: Path, prefix: str) -> None:
         client.put_object(Bucket=BUCKET, Key=f"{prefix}/{path.relative_to(folder).as_posix()}", Body=path.read_bytes())
 
 
-def get_folder(url: str, prefix: str) -> dict[str, bytes]:
-    """All objects below a prefix, by relative key."""
+def list_folder(url: str, prefix: str) -> list[str]:
+    """Relative keys of all objects below a prefix."""
+    pages = plain_client(url).get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/")
+    return sorted(item["Key"].removeprefix(f"{prefix}/") for page in pages for item in page.get("Contents", ()))
+
+
+def get_folder(url: str, prefix: str, *endings: str) -> dict[str, bytes]:
+    """The objects below a prefix, those alone whose keys end so, by relative key. A run's optimisers are large."""
     client = plain_client(url)
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/")
-    keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
     return {
-        key.removeprefix(f"{prefix}/"): client.get_object(Bucket=BUCKET, Key=key)["Body"].read() for key in sorted(keys)
+        key: client.get_object(Bucket=BUCKET, Key=f"{prefix}/{key}")["Body"].read()
+        for key in list_folder(url, prefix)
+        if key.endswith(endings or "")
     }
 
 

@@ -1,17 +1,21 @@
-"""Reads any collection that a CSV file lists, one row an image. Opens no image."""
+"""Reads any collection that a CSV file lists, one row an image. Opens only DICOM files, for what their rows omit."""
 
 from collections import defaultdict
-from collections.abc import Set
-from dataclasses import dataclass
+from collections.abc import Container
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from mura_ray import store
 from mura_ray.data.collection import Collection, Findings, deal, fail, in_order, natural, read_rows
 from mura_ray.data.manifest import SPLITS
+from mura_ray.dicom import StudySaid, read_study
 from mura_ray.domain import STUDY_TYPES, Study, View
 
 COLUMNS = ("path", "patient", "study", "study_type", "label")
 SHARES = {"train": 0.8, "valid": 0.1, "test": 0.1}
+
+_START_BYTES = 2**20
+"""Of a DICOM file; what it says of its study is as a rule in the first thousand bytes, and its pixels are the most."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,8 @@ def read_collection(csv_path: str | Path, *, seed: int = 0) -> Collection:
     """Reads a CSV file with the columns path, patient, study, study_type, label and, if it brings its own, split.
 
     A path is relative to the file's folder and stays below it. A study is named within its patient and has one type
-    and one label (0 normal, 1 abnormal). Split is train, valid or test; without the column the patients are dealt to
+    and one label (0 normal, 1 abnormal). Where study or study_type is left empty, a DICOM file says it, by its
+    StudyInstanceUID and BodyPartExamined. Split is train, valid or test; without the column the patients are dealt to
     80, 10 and 10 %.
 
     Args:
@@ -59,6 +64,7 @@ def read_collection(csv_path: str | Path, *, seed: int = 0) -> Collection:
     if not rows:
         findings.problem(file, "there are no rows", "add a row for each image")
     found = store.stat_files(folder, [row.path for row in rows if _stays_below(row.path)])
+    rows = _completed(rows, folder, found.keys(), findings)
     for row in rows:
         _check_row(row, found.keys(), findings)
     _check_agreement(rows, findings)
@@ -71,7 +77,58 @@ def _stays_below(path: str) -> bool:
     return not PurePosixPath(path).is_absolute() and ".." not in PurePosixPath(path).parts
 
 
-def _check_row(row: _Row, found: Set[str], findings: Findings) -> None:
+def _completed(rows: list[_Row], folder: str, found: Container[str], findings: Findings) -> list[_Row]:
+    """The rows, with the study and the type that their DICOM files say where a cell is empty.
+
+    A row that no file completes is a problem, and left out.
+    """
+    empty = [place for place, row in enumerate(rows) if row.path in found and not (row.study and row.study_type)]
+    uris = [store.join(folder, rows[place].path) for place in empty]
+    said = dict(zip(empty, store.read_many(uris, _said), strict=True))
+    completed = []
+    for place, row in enumerate(rows):
+        study = said.get(place)
+        if study and (missing := _not_said(row, study)):
+            findings.problem(row.where, missing, "fill in the cell")
+        elif isinstance(study, StudySaid):
+            name, study_type = row.study or study.study_uid or "", row.study_type or study.study_type or ""
+            completed.append(replace(row, study=name, study_type=study_type))
+        else:
+            completed.append(row)
+    return completed
+
+
+def _said(uri: str) -> StudySaid | ValueError:
+    """What a file says of its study, from its start where that is enough; a deflated one is read only whole."""
+    start = store.read_start(uri, _START_BYTES)
+    said = _read_study(start)
+    is_enough = isinstance(said, StudySaid) and said.study_uid and said.body_part
+    return said if is_enough or len(start) < _START_BYTES else _read_study(store.read_bytes(uri))
+
+
+def _read_study(content: bytes) -> StudySaid | ValueError:
+    try:
+        return read_study(content)
+    except ValueError as error:
+        return error
+
+
+def _not_said(row: _Row, said: StudySaid | ValueError) -> str:
+    """What is wrong with a row whose empty cells its file does not fill; empty if nothing is."""
+    empty = " and ".join(column for column in ("study", "study_type") if not getattr(row, column))
+    if isinstance(said, ValueError):
+        return f"{empty} is empty, and {row.path!r} does not say it: {said}"
+    if not row.study and not said.study_uid:
+        return f"study is empty, and {row.path!r} has no StudyInstanceUID (0020,000d)"
+    if not row.study_type and not said.study_type:
+        return (
+            f"study_type is empty, and BodyPartExamined (0018,0015) of {row.path!r} is {said.body_part or 'missing'}, "
+            f"none of {', '.join(STUDY_TYPES)}"
+        )
+    return ""
+
+
+def _check_row(row: _Row, found: Container[str], findings: Findings) -> None:
     if not _stays_below(row.path):
         findings.problem(row.where, f"path {row.path!r} leaves the folder of the file", "give a relative path below it")
     elif row.path not in found:

@@ -1,20 +1,16 @@
-"""The whole path with everything in S3: radiographs, shards, a run, a search, its ensemble, predictions, a server."""
+"""The whole path with everything in S3: radiographs, shards, a run, a search, its ensemble, predictions."""
 
 import io
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pandas as pd
 import pytest
 import torch
@@ -28,8 +24,7 @@ from mura_ray.data.manifest import read_manifest
 from mura_ray.domain import weights_matrix
 from mura_ray.model.checkpoint import load_network, read_meta
 from mura_ray.model.loss import weighted_bce_sum
-from mura_ray.ports import free_port
-from tests.s3_server import BUCKET, Proxy, environment, get_folder, plain_client, put_folder, s3_server
+from tests.s3_server import BUCKET, Proxy, environment, get_folder, list_folder, plain_client, put_folder, s3_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -113,21 +108,20 @@ def trained(place: Place, shards: str) -> str:
 
 
 def test_two_worker_groups_download_each_shard_once(place: Place, trained: str) -> None:
-    keys = [key for key in get_folder(place.server, "shards") if key.endswith(".beton")]
+    keys = [key for key in list_folder(place.server, "shards") if key.endswith(".beton")]
     assert {key: place.proxy.count("GET", key) for key in keys if not key.startswith("test")} == {
         key: 1 for key in keys if not key.startswith("test")
     }
     found = re.search(r"epoch 1: (s3://\S+)", trained)
     assert found, trained
     assert found[1].startswith(s3("runs", "pair", "checkpoint_"))
-    files = get_folder(place.server, "runs/pair")
-    assert any("tensorboard/events" in key for key in files)
-    assert len(losses_of(files["epochs.jsonl"])) == 1
+    assert any("tensorboard/events" in key for key in list_folder(place.server, "runs/pair"))
+    assert len(losses_of(get_folder(place.server, "runs/pair", "epochs.jsonl")["epochs.jsonl"])) == 1
 
 
 def test_a_run_on_two_workers_reports_the_exact_validation_loss(place: Place, trained: str, tmp_path: Path) -> None:
-    for key, content in get_folder(place.server, "runs/pair").items():
-        if key.startswith("checkpoint_") and key.endswith((".safetensors", ".json")):
+    for key, content in get_folder(place.server, "runs/pair", ".safetensors", ".json").items():
+        if key.startswith("checkpoint_"):
             (tmp_path / key.rpartition("/")[2]).write_bytes(content)
     reported = read_meta(tmp_path).val_loss
     assert f"best validation loss {reported:.4f}, epoch 1" in trained
@@ -148,10 +142,10 @@ def test_a_run_on_two_workers_reports_the_exact_validation_loss(place: Place, tr
 
 
 def test_a_search_ends_with_its_ensemble_in_s3(place: Place, searched: str) -> None:
-    files = get_folder(place.server, "runs/search")
-    assert {key for key in files if key.startswith("ensemble/")} == {
+    assert {key for key in list_folder(place.server, "runs/search") if key.startswith("ensemble/")} == {
         "ensemble/ensemble.json", "ensemble/member-0.safetensors", "ensemble/member-1.safetensors",
     }  # fmt: skip
+    files = get_folder(place.server, "runs/search", "ensemble.json", "epochs.jsonl")
     members = json.loads(files["ensemble/ensemble.json"])["members"]
     losses = [losses_of(content) for key, content in files.items() if key.endswith("epochs.jsonl")]
     assert [member["val_loss"] for member in members] == pytest.approx(sorted(map(min, losses)))
@@ -175,49 +169,10 @@ def test_prediction_and_evaluation_read_and_write_s3(place: Place, searched: str
     }
     done = place.command("evaluate", "--ensemble", f"{searched}/ensemble.json", "--data", s3("shards"))
     assert done.returncode == 0, done.stdout + done.stderr
-    (table,) = [
-        content for key, content in get_folder(place.server, "runs/search").items() if key.endswith("studies.csv")
-    ]
+    (table,) = get_folder(place.server, "runs/search", "studies.csv").values()
     predicted = pd.read_csv(written / "studies.csv")["probability"].sort_values()
     evaluated = pd.read_csv(io.BytesIO(table))["probability"].sort_values()
     assert evaluated.to_numpy() == pytest.approx(predicted.to_numpy(), abs=1e-5)
-
-
-def test_the_newest_ensemble_under_the_runs_is_served(place: Place, searched: str) -> None:
-    port = free_port()
-    config = yaml.safe_load((Path(__file__).parents[2] / "serve/config.yaml").read_text())
-    config["http_options"]["port"] = port
-    (place.folder / "serve.yaml").write_text(yaml.safe_dump(config))
-    folder = tempfile.mkdtemp(prefix="mura-", dir="/tmp")  # Ray's sockets need a short path
-    inherited = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    with (place.folder / "serve.log").open("w") as log:
-        server = subprocess.Popen(
-            [Path(sys.executable).with_name("serve"), "run", "--address", "local", "serve.yaml"],
-            cwd=place.folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-            env={**inherited, **environment(place.url), "MURA_RUNS": s3("runs"), "RAY_TMPDIR": folder},
-        )  # fmt: skip
-    try:
-        answer = _wait_for(f"http://127.0.0.1:{port}/v1/ensemble", server, place.folder / "serve.log")
-    finally:
-        server.send_signal(signal.SIGINT)
-        server.wait(timeout=60)
-    stored = json.loads(get_folder(place.server, "runs/search")["ensemble/ensemble.json"])
-    assert answer["id"] == stored["id"]
-    assert [member["trial"] for member in answer["members"]] == [member["trial"] for member in stored["members"]]
-
-
-def _wait_for(url: str, server: "subprocess.Popen[bytes]", log: Path) -> Any:
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        assert server.poll() is None, log.read_text()
-        try:
-            answer = httpx.get(url)
-            if answer.status_code == 200:
-                return answer.json()
-        except httpx.TransportError:
-            pass
-        time.sleep(0.5)
-    raise AssertionError(log.read_text())
 
 
 def test_a_damaged_or_missing_shard_stops_a_run_before_anything_is_read(place: Place, shards: str) -> None:

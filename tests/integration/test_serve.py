@@ -25,6 +25,7 @@ from serve.audit import verify
 from serve.record import read_rows
 from serve.tokens import add_token, revoke_token
 from tests.evaluations import write_evaluation
+from tests.s3_server import BUCKET, environment, put_folder, s3_server
 from tests.serving import CONFIG, pids_of_session, ready, served, wait_until, write_random_ensemble
 
 pytestmark = pytest.mark.slow
@@ -224,18 +225,22 @@ def test_an_open_address_is_refused(folder, ensemble_folder):
         assert not ready(f"http://127.0.0.1:{config['http_options']['port']}")
 
 
-def test_an_open_address_with_tokens_answers_their_holders_until_they_are_revoked(folder, ensemble_folder):
+@pytest.fixture
+def stored(folder, ensemble_folder):
+    """Variables that find the runs with the ensemble in S3."""
+    with s3_server(folder / "s3.log") as url:
+        put_folder(url, ensemble_folder.parents[1], "runs")
+        yield environment(url) | {"MURA_RUNS": f"s3://{BUCKET}/runs"}
+
+
+def test_a_hospitals_server_answers_from_s3_behind_haproxy_until_the_token_is_revoked(folder, ensemble_folder, stored):
     token = add_token(folder / "tokens.json", "pacs")
     record = f"sqlite:///{folder / 'audit.sqlite3'}"
     config = yaml.safe_load(CONFIG.read_text())
     config["http_options"] = {"host": "0.0.0.0", "port": free_port()}
     config["applications"][0]["deployments"][0]["ray_actor_options"]["num_cpus"] = 1
-    locations = {
-        "MURA_ENSEMBLE": str(ensemble_folder),
-        "MURA_TOKENS": str(folder / "tokens.json"),
-        "MURA_AUDIT": record,
-    }
-    with served(config, folder, **locations) as (process, log):
+    locations = {"MURA_TOKENS": str(folder / "tokens.json"), "MURA_AUDIT": record, "RAY_SERVE_ENABLE_HA_PROXY": "1"}
+    with served(config, folder, **stored, **locations) as (process, log):
         url, bearer = f"http://127.0.0.1:{config['http_options']['port']}", {"Authorization": f"Bearer {token}"}
         wait_until(lambda: ready(url), process, log)
         stranger, answered = post(url), post(url, headers=bearer)
@@ -246,6 +251,8 @@ def test_an_open_address_with_tokens_answers_their_holders_until_they_are_revoke
         assert token not in log.read_text()
         (request_id,) = answered.headers.get_list("x-request-id")
         verify(record)
+        assert answered.json()["ensemble"]["id"] == read_description(str(ensemble_folder)).id
+        assert [pid for pid in pids_of_session(process.pid) if "haproxy" in Path(f"/proc/{pid}/comm").read_text()]
         (row,) = [row for row in read_rows(record) if row["status"] == 200]
         assert (row["request_id"], row["caller"]) == (request_id, "pacs")
         assert row["probability"] == answered.json()["probability"]

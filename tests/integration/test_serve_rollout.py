@@ -50,7 +50,7 @@ def server(folders):
     config["http_options"]["port"] = port = free_port()
     (deployment,) = config["applications"][0]["deployments"]
     deployment["ray_actor_options"]["num_cpus"] = 1
-    deployment["autoscaling_config"] |= {"min_replicas": 2, "max_replicas": 2}
+    deployment["autoscaling_config"] |= {"max_replicas": 2, "upscale_delay_s": 1, "look_back_period_s": 3}
     with served(config, folder, MURA_ENSEMBLE=str(winter)) as (process, log):
         url = f"http://127.0.0.1:{port}"
         wait_until(lambda: ready(url), process, log)
@@ -71,6 +71,25 @@ def send(url, number):
             return response
         time.sleep(pause_s)
     raise AssertionError
+
+
+def test_a_second_replica_comes_when_more_views_are_in_flight_than_one_should_have(server):
+    url, process, log = server
+    assert len(replicas(process)) == 1
+    study = [("views", (f"{number}.png", FILES[0])) for number in range(16)]  # more than target_views, in one request
+    done = threading.Event()
+
+    def client():
+        while not done.is_set():
+            assert httpx.post(f"{url}/v1/studies/predict", files=study, timeout=120).status_code == 200
+
+    with ThreadPoolExecutor(1) as clients:
+        running = clients.submit(client)
+        try:
+            wait_until(lambda: len(replicas(process)) == 2, process, log)
+        finally:
+            done.set()
+        running.result(timeout=300)
 
 
 def test_no_study_is_lost_or_mixed_up_while_ensembles_change_and_a_replica_dies(folders, server):

@@ -44,6 +44,7 @@ def test_what_is_written_is_read(proxy: Proxy, home: str, content: bytes) -> Non
     assert not store.exists(uri)
     store.write_bytes(uri, content)
     assert store.read_bytes(uri) == content
+    assert store.read_start(uri, 1000) == content[:1000]
     assert store.exists(uri)
     assert store.exists(home)
     assert store.is_folder(home)
@@ -75,9 +76,10 @@ def test_a_server_that_knows_no_ranges_is_read_all_the_same(proxy: Proxy, server
     proxy.fault = lambda request: "whole" if request.method == "GET" else None
     assert store.read_bytes(f"{home}/x") == LARGE
     assert proxy.count("GET") == 1
+    assert store.read_start(f"{home}/x", 10) == LARGE[:10]
     put(server, f"{home}/empty", b"")
     proxy.fault = lambda request: "hollow" if request.range else None
-    assert store.read_bytes(f"{home}/empty") == b""
+    assert store.read_bytes(f"{home}/empty") == store.read_start(f"{home}/empty", 10) == b""
     # ... and one that forgets about them in the middle
     proxy.fault = lambda request: "whole" if request.range and not request.range.startswith("bytes=0-") else None
     assert store.read_bytes(f"{home}/x") == LARGE

@@ -166,7 +166,7 @@ class TestConfig:
         assert deployment["graceful_shutdown_timeout_s"] > max(Limits().worklist_s, Limits().request_s)
         autoscaling = deployment["autoscaling_config"]
         assert autoscaling["min_replicas"] >= 1
-        assert autoscaling["target_ongoing_requests"] < Limits().predictions
+        assert autoscaling["policy"]["policy_kwargs"]["target_views"] < Limits().predictions
 
     def test_health_checks_find_a_place_beside_all_studies(self):
         assert EnsembleServer.max_ongoing_requests > Limits().predictions + Limits().pictures

@@ -1,10 +1,12 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mura_ray.data.collection import CollectionError
 from mura_ray.data.table import read_collection
 from mura_ray.domain import Study, View
+from tests.unit.dicom_files import STUDY_UID, dicom, run_tool
 
 HEADER = "path,patient,study,study_type,label,split"
 
@@ -15,7 +17,7 @@ def table(folder: Path, *rows: str, header: str = HEADER, end: str = "\n") -> Pa
         path = row.split(",")[0].strip()
         if path and not path.startswith("/") and ".." not in path and "gone" not in path:
             (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).touch()
+            (folder / path).touch()  # which leaves what lies there as it is
     file = folder / "wrists.csv"
     file.write_bytes(end.join([header, *rows, ""]).encode())
     return file
@@ -141,3 +143,53 @@ def test_no_table(tmp_path: Path):
     assert len(problems(tmp_path / "wrists.csv")) == 5
     (tmp_path / "wrists.csv").write_bytes(HEADER.encode() + b"\n\xff\xfe\n")
     assert "not a CSV file in UTF-8" in problems(tmp_path / "wrists.csv")[0]
+
+
+GRAY = np.arange(64, dtype=np.uint8).reshape(8, 8)
+
+
+def test_dicom_files_say_the_study_and_the_type_that_their_rows_leave_empty(tmp_path: Path):
+    (tmp_path / "a.dcm").write_bytes(dicom(GRAY))
+    (tmp_path / "b").write_bytes(dicom(GRAY))
+    (tmp_path / "c.dcm").write_bytes(dicom(GRAY, BodyPartExamined="ARM"))
+    (tmp_path / "d.dcm").write_bytes(dicom(GRAY, StudyInstanceUID=None, BodyPartExamined="LEFT HAND"))
+    large = np.arange(2**21, dtype=np.uint32).astype(np.uint16).reshape(2**10, 2**11)
+    (tmp_path / "e.dcm").write_bytes(dicom(large, StudyInstanceUID="1.2.3"))
+    (tmp_path / "f.dcm").write_bytes(run_tool("dcmconv", "+td", content=dicom(large, StudyInstanceUID="1.2.4")))
+    file = table(
+        tmp_path,
+        "a.dcm,p,,,1,train",
+        "b,p,,,1,train",
+        "c.dcm,p,,elbow,0,train",
+        "d.dcm,q,first,,0,train",
+        "e.dcm,q,,,0,train",
+        "f.dcm,q,,,0,train",
+        "g.png,q,last,wrist,0,train",
+    )
+    with pytest.raises(CollectionError, match=r"study_type elbow here, wrist in wrists\.csv:2"):
+        read_collection(file)
+    file.write_text(file.read_text().replace("c.dcm,p,", "c.dcm,p,second"))
+    assert read_collection(file).splits["train"] == [
+        Study("elbow", "p", "second", 0, (View("c.dcm"),)),
+        Study("hand", "q", "first", 0, (View("d.dcm"),)),
+        Study("wrist", "p", STUDY_UID, 1, (View("a.dcm"), View("b"))),
+        Study("wrist", "q", "1.2.3", 0, (View("e.dcm"),)),
+        Study("wrist", "q", "1.2.4", 0, (View("f.dcm"),)),
+        Study("wrist", "q", "last", 0, (View("g.png"),)),
+    ]
+
+
+def test_what_no_file_says_is_asked_for(tmp_path: Path):
+    (tmp_path / "a.dcm").write_bytes(dicom(GRAY, BodyPartExamined="ARM"))
+    (tmp_path / "b.dcm").write_bytes(dicom(GRAY, StudyInstanceUID=None))
+    (tmp_path / "c.dcm").write_bytes(dicom(GRAY)[:400])
+    file = table(tmp_path, "a.dcm,p,,,1,train", "b.dcm,p,,,1,train", "c.dcm,p,s,,1,train", "d.png,p,,,1,train")
+    assert problems(file) == [
+        "wrists.csv:2: study_type is empty, and BodyPartExamined (0018,0015) of 'a.dcm' is 'ARM', none of "
+        "elbow, finger, forearm, hand, humerus, shoulder, wrist; fill in the cell",
+        "wrists.csv:3: study is empty, and 'b.dcm' has no StudyInstanceUID (0020,000d); fill in the cell",
+        "wrists.csv:4: study_type is empty, and BodyPartExamined (0018,0015) of 'c.dcm' is missing, none of "
+        "elbow, finger, forearm, hand, humerus, shoulder, wrist; fill in the cell",
+        "wrists.csv:5: study and study_type is empty, and 'd.png' does not say it: the file is no DICOM file; "
+        "fill in the cell",
+    ]

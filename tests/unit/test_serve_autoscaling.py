@@ -1,0 +1,75 @@
+import asyncio
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import yaml
+from ray.serve.config import AutoscalingConfig
+
+from serve.autoscaling import VIEWS_IN_FLIGHT, ViewsInFlight
+from serve.decoding import Upload
+from serve.limits import Limits
+from serve.metrics import Metrics
+from serve.prediction import Answers
+from tests.serving import CONFIG
+from tests.unit.api_client import LEFT, Blocked, Broken
+
+
+def context(metrics: dict[str, dict[str, float]], target: int = 1) -> Any:
+    return cast(Any, SimpleNamespace(aggregated_metrics=metrics, target_num_replicas=target))
+
+
+def desired(*views: float, target_views: float = 12) -> float:
+    replicas = {f"replica-{place}": number for place, number in enumerate(views)}
+    return ViewsInFlight(target_views)(context({VIEWS_IN_FLIGHT: replicas}))[0]
+
+
+def test_as_many_replicas_as_the_views_in_flight_ask_for():
+    assert desired(0) == 0
+    assert desired(12) == 1
+    assert desired(24, 24) == 4
+    assert desired(30, 0, 0) == 2.5
+    assert desired(24, 24, target_views=16) == 3
+
+
+def test_it_changes_nothing_before_a_replica_has_reported():
+    assert ViewsInFlight(12)(context({}, target=3)) == (3, {})
+    assert ViewsInFlight(12)(context({"other": {"a": 1.0}}, target=2)) == (2, {})
+
+
+@pytest.mark.parametrize("target_views", [0, -1, float("nan"), float("inf")])
+def test_a_target_that_is_no_positive_number_is_refused(target_views: float):
+    with pytest.raises(ValueError, match="target_views is"):
+        ViewsInFlight(target_views)
+
+
+def test_the_products_configuration_names_this_policy():
+    (application,) = yaml.safe_load(CONFIG.read_text())["applications"]
+    config = AutoscalingConfig(**application["deployments"][0]["autoscaling_config"])
+    policy = config.policy.get_policy()(**config.policy.policy_kwargs)  # as Ray's controller gets it, by value
+    assert policy(context({VIEWS_IN_FLIGHT: {"a": 18.0}})) == (3, {})
+
+
+def test_a_replica_counts_views_that_are_predicted_and_those_that_wait():
+    predictor = Blocked()
+    answers = Answers(predictor, Limits(), Metrics())
+
+    async def scenario() -> list[int]:
+        seen = [answers.views_in_flight]
+        studies = [asyncio.create_task(answers.predict([Upload("a.png", LEFT)] * number, None)) for number in (3, 2)]
+        while answers.views_in_flight < 5:
+            await asyncio.sleep(0.01)
+        seen.append(answers.views_in_flight)
+        studies[1].cancel()
+        predictor.go.set()
+        await asyncio.gather(*studies, return_exceptions=True)
+        return [*seen, answers.views_in_flight]
+
+    assert asyncio.run(asyncio.wait_for(scenario(), 60)) == [0, 5, 0]
+
+
+def test_views_of_a_study_that_failed_are_in_flight_no_more():
+    answers = Answers(Broken(), Limits(), Metrics())
+    with pytest.raises(RuntimeError, match="out of memory"):
+        asyncio.run(answers.predict([Upload("a.png", LEFT)], None))
+    assert answers.views_in_flight == 0
