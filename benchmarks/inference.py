@@ -33,7 +33,7 @@ from mura_ray.model.ensemble import read_description
 from mura_ray.model.inference import has_bf16, make_engine
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-NUM_VIEWS = {"cpu": (1, 2, 8), "cuda": (1, 2, 8, 32)}[DEVICE]
+NUM_VIEWS = {"cpu": (1, 2, 4, 8), "cuda": (1, 2, 8, 32)}[DEVICE]
 LEAST_S = {"cpu": 0.0, "cuda": 0.5}[DEVICE]
 """A pass is repeated until it has taken so long."""
 

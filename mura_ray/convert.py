@@ -148,7 +148,7 @@ def _convert(arguments: argparse.Namespace, options: dict[str, Any]) -> None:
     print(summary(collection), flush=True)
     started = time.monotonic()
     seen: list[tuple[float, int]] = []  # when, and how many images were done by then
-    with ray_session(worker_logs=False), _progress_bar() as bar:
+    with ray_session(worker_logs=False, trains=False), _progress_bar() as bar:
         task = bar.add_task("images", total=None)
 
         def progress(done: int, total: int) -> None:

@@ -115,7 +115,9 @@ def _first_release() -> Release:
 
 
 def _load(uri: str) -> Ensemble:
-    return Ensemble.load(uri, "cuda" if torch.cuda.is_available() else "cpu", precision())
+    ensemble = Ensemble.load(uri, "cuda" if torch.cuda.is_available() else "cpu", precision())
+    ensemble.warm_up()
+    return ensemble
 
 
 def build(_: dict[str, str]) -> ray.serve.Application:

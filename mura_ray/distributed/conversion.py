@@ -221,7 +221,7 @@ def _run(jobs: Sequence[ShardJob], progress: Progress | None) -> dict[str, Shard
     """Does all jobs on the cluster. Returns their records by the shards' keys."""
     num_images, done = sum(len(job.images) for job in jobs), 0
     records: dict[str, ShardRecord] = {}
-    with ray_session(worker_logs=False):
+    with ray_session(worker_logs=False, trains=False):
         task = ray.remote(num_cpus=1, num_returns="streaming")(convert_shard)
         running: dict[Any, ShardJob] = {task.remote(job): job for job in jobs}
         while running:

@@ -19,7 +19,7 @@ REACH_TIMEOUT_S = 10.0
 
 
 @contextmanager
-def ray_session(*, worker_logs: bool = True) -> Iterator[None]:
+def ray_session(*, worker_logs: bool = True, trains: bool = True) -> Iterator[None]:
     """Connects to the cluster, for the life of the block.
 
     That is RAY_ADDRESS where it is set (`local` starts a cluster of this machine alone), else the cluster running on
@@ -27,6 +27,7 @@ def ray_session(*, worker_logs: bool = True) -> Iterator[None]:
 
     Args:
         worker_logs: whether what the cluster's other processes print appears here too; Ray's log files have it anyway.
+        trains: whether Ray Train is to run there, which needs the API server; a new cluster starts faster without it.
 
     Raises:
         ValueError: there is no cluster at RAY_ADDRESS, or it refuses this user.
@@ -38,7 +39,7 @@ def ray_session(*, worker_logs: bool = True) -> Iterator[None]:
     if address is not None:
         _connect(address, worker_logs)
     elif os.environ.get("RAY_ADDRESS") == "local" or not _join(worker_logs):
-        _start(worker_logs)
+        _start(worker_logs, trains)
     try:
         yield
     finally:
@@ -139,13 +140,16 @@ def _join(worker_logs: bool) -> bool:
     return True
 
 
-def _start(worker_logs: bool) -> None:
-    """Starts a cluster of this machine, with its API server on a free port of loopback.
+def _start(worker_logs: bool, trains: bool) -> None:
+    """Starts a cluster of this machine, where it is to train with its API server on a free port of loopback.
 
     When a scheduler stops a trial, Ray Train asks that server whether the trial's controller is gone, and only then
     gives the trial's CPUs and GPUs back. Ray's processes inherit the server's address from this one's environment: by
     themselves they would look for it among all clusters of the machine, and give up where there are several.
     """
+    if not trains:
+        ray.init(address="local", include_dashboard=False, **_settings(worker_logs))
+        return
     port = free_port()
     os.environ[API_SERVER] = f"http://127.0.0.1:{port}"
     dashboard = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}

@@ -286,6 +286,12 @@ class Ensemble:
         ]
         return cls(description, networks, device, precision)
 
+    def warm_up(self) -> None:
+        """Computes a pass of each size that is compiled for, so that no study waits for it and memory grows no more."""
+        size = self.description.image_size
+        for num_views in self._engine.compiled_for:
+            self._engine(torch.zeros(num_views, 1, size, size, dtype=torch.uint8))
+
     def predict_study(self, views: Sequence[np.ndarray]) -> StudyPrediction:
         """The probability that a study is abnormal, its decision, and each view's probability and map.
 

@@ -31,6 +31,9 @@ class Engine(Protocol):
     max_views: int
     """In one pass, at most."""
 
+    compiled_for: Sequence[int]
+    """Numbers of views that are compiled for when they first come, which takes time and memory."""
+
     def __call__(self, pixels: torch.Tensor, /) -> Output:
         """From pixels, uint8 [N, 1, S, S]."""
         ...
@@ -80,6 +83,8 @@ class Exact:
     max_views = 32
     """So that memory does not grow with a study or with an evaluation."""
 
+    compiled_for: Sequence[int] = ()
+
     def __init__(self, networks: Sequence[AbnormalityNet], device: str) -> None:
         self._device = torch.device(device)
         self._networks = [
@@ -108,8 +113,10 @@ class Exact:
 class OpenVino:
     """All members in one graph, compiled for this processor. Uses as many threads as torch would."""
 
-    max_views = 8
-    """So that memory stays small beside several replicas; other sizes have not been measured."""
+    max_views = 4
+    """Eight are no faster (benchmarks/README.md, inference), take more memory, and make who comes next wait longer."""
+
+    compiled_for: Sequence[int] = range(1, max_views + 1)
 
     def __init__(self, networks: Sequence[AbnormalityNet], image_size: int, *, bf16: bool) -> None:
         settings = {
@@ -136,6 +143,7 @@ class CudaGraphs:
     """
 
     max_views = 32
+    compiled_for: Sequence[int] = (1, 2, 4, 8, 16, 32)
 
     def __init__(self, networks: Sequence[AbnormalityNet], image_size: int, device: str, *, fp16: bool) -> None:
         self._device, self._fp16 = torch.device(device), fp16

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -83,7 +84,7 @@ def is_alive(url):
         return False
 
 
-def body(path, name, content):
+def body(path, name, content) -> dict[str, Any]:
     """A request's, with one view."""
     if path == INFER:
         view = {"name": "views", "datatype": "BYTES", "shape": [1], "data": [base64.b64encode(content).decode()]}

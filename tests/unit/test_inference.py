@@ -10,7 +10,7 @@ from mura_ray.config import TrialConfig
 from mura_ray.model import inference
 from mura_ray.model.densenet import AbnormalityNet
 from mura_ray.model.ensemble import Ensemble, EnsembleDescription, MemberDescription
-from mura_ray.model.inference import Engine, Exact, make_engine
+from mura_ray.model.inference import Engine, Exact, Output, make_engine
 from tests.trained_like import SIZE, radiographs, trained_like
 
 
@@ -51,6 +51,26 @@ def with_engine(engine: Engine) -> Ensemble:
     ensemble = Ensemble(description, [], "cpu")
     ensemble._engine, ensemble.max_views = engine, engine.max_views
     return ensemble
+
+
+def test_a_warm_engine_has_met_every_size_of_a_pass(fast: Engine):
+    met: list[int] = []
+
+    class Recorded:
+        max_views, compiled_for = fast.max_views, fast.compiled_for
+
+        def __call__(self, pixels: torch.Tensor) -> Output:
+            met.append(len(pixels))
+            return fast(pixels)
+
+    ensemble = with_engine(Recorded())
+    ensemble.warm_up()
+    assert met == list(range(1, fast.max_views + 1))
+    del met[:]
+    studies = [[np.zeros((SIZE, SIZE), np.uint8)] * number for number in (3, 4, 2)]
+    ensemble.predict_studies(studies)
+    assert set(met) <= set(fast.compiled_for)
+    assert sum(met) == 9
 
 
 def test_the_folded_graph_gives_what_the_networks_give(exact: Engine, fast: Engine, pixels: torch.Tensor):
