@@ -252,7 +252,9 @@ def test_a_hospitals_server_answers_from_s3_behind_haproxy_until_the_token_is_re
         (request_id,) = answered.headers.get_list("x-request-id")
         verify(record)
         assert answered.json()["ensemble"]["id"] == read_description(str(ensemble_folder)).id
-        assert [pid for pid in pids_of_session(process.pid) if "haproxy" in Path(f"/proc/{pid}/comm").read_text()]
+        pids = pids_of_session(process.pid)
+        comms = [file.read_text() for pid in pids if (file := Path(f"/proc/{pid}/comm")).exists()]
+        assert "haproxy\n" in comms
         (row,) = [row for row in read_rows(record) if row["status"] == 200]
         assert (row["request_id"], row["caller"]) == (request_id, "pacs")
         assert row["probability"] == answered.json()["probability"]

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -146,8 +147,9 @@ def replicas(process):
     """Process numbers of the replicas."""
     found = []
     for pid in pids_of_session(process.pid):
-        if "ServeReplica:mura" in Path(f"/proc/{pid}/cmdline").read_text():
-            found.append(pid)
+        with suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            if "ServeReplica:mura" in Path(f"/proc/{pid}/cmdline").read_text():
+                found.append(pid)
     return found
 
 
