@@ -14,7 +14,7 @@ from mura_ray.domain import STUDY_TYPES, Study, View
 COLUMNS = ("path", "patient", "study", "study_type", "label")
 SHARES = {"train": 0.8, "valid": 0.1, "test": 0.1}
 
-_START_BYTES = 2**20
+_START_BYTES = 2**16
 """Of a DICOM file; what it says of its study is as a rule in the first thousand bytes, and its pixels are the most."""
 
 
@@ -115,9 +115,9 @@ def _read_study(content: bytes) -> StudySaid | ValueError:
 
 def _not_said(row: _Row, said: StudySaid | ValueError) -> str:
     """What is wrong with a row whose empty cells its file does not fill; empty if nothing is."""
-    empty = " and ".join(column for column in ("study", "study_type") if not getattr(row, column))
     if isinstance(said, ValueError):
-        return f"{empty} is empty, and {row.path!r} does not say it: {said}"
+        empty = " and ".join(column for column in ("study", "study_type") if not getattr(row, column))
+        return f"{row.path!r} does not say {empty}, and nothing else does: {said}"
     if not row.study and not said.study_uid:
         return f"study is empty, and {row.path!r} has no StudyInstanceUID (0020,000d)"
     if not row.study_type and not said.study_type:

@@ -190,6 +190,6 @@ def test_what_no_file_says_is_asked_for(tmp_path: Path):
         "wrists.csv:3: study is empty, and 'b.dcm' has no StudyInstanceUID (0020,000d); fill in the cell",
         "wrists.csv:4: study_type is empty, and BodyPartExamined (0018,0015) of 'c.dcm' is missing, none of "
         "elbow, finger, forearm, hand, humerus, shoulder, wrist; fill in the cell",
-        "wrists.csv:5: study and study_type is empty, and 'd.png' does not say it: the file is no DICOM file; "
+        "wrists.csv:5: 'd.png' does not say study and study_type, and nothing else does: the file is no DICOM file; "
         "fill in the cell",
     ]
