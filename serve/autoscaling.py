@@ -1,6 +1,8 @@
 """How many replicas the load asks for. Ray's controller runs it by value: it imports nothing of this repository."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from ray.serve.config import AutoscalingContext
 
@@ -17,13 +19,7 @@ class ViewsInFlight:
     """
 
     def __init__(self, target_views: float) -> None:
-        """Takes how many views a replica should have in flight.
-
-        Raises:
-            ValueError: it is not positive.
-        """
-        if not (math.isfinite(target_views) and target_views > 0):
-            raise ValueError(f"autoscaling_config.policy: target_views is {target_views!r}; pass a number above 0")
+        """Takes the views of a replica. `check_target` looks at them: an error here would stop Ray's controller."""
         self._target_views = target_views
 
     def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, float]]:
@@ -32,3 +28,14 @@ class ViewsInFlight:
         if not reported:  # replicas that start have said nothing yet
             return context.target_num_replicas, {}
         return sum(reported.values()) / self._target_views, {}
+
+
+def check_target(policy_kwargs: Mapping[str, Any]) -> None:
+    """To be called by a replica before it reports anything.
+
+    Raises:
+        ValueError: `target_views` is no number above 0.
+    """
+    target = policy_kwargs.get("target_views", 1)
+    if not isinstance(target, int | float) or not (math.isfinite(target) and target > 0):
+        raise ValueError(f"autoscaling_config.policy: target_views is {target!r}; pass a number above 0")

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from ray.serve.config import AutoscalingConfig
 
-from serve.autoscaling import VIEWS_IN_FLIGHT, ViewsInFlight
+from serve.autoscaling import VIEWS_IN_FLIGHT, ViewsInFlight, check_target
 from serve.decoding import Upload
 from serve.limits import Limits
 from serve.metrics import Metrics
@@ -37,10 +37,10 @@ def test_it_changes_nothing_before_a_replica_has_reported():
     assert ViewsInFlight(12)(context({"other": {"a": 1.0}}, target=2)) == (2, {})
 
 
-@pytest.mark.parametrize("target_views", [0, -1, float("nan"), float("inf")])
-def test_a_target_that_is_no_positive_number_is_refused(target_views: float):
+@pytest.mark.parametrize("target_views", [0, -1, float("nan"), float("inf"), "six"])
+def test_a_target_that_is_no_positive_number_is_refused(target_views: Any):
     with pytest.raises(ValueError, match="target_views is"):
-        ViewsInFlight(target_views)
+        check_target({"target_views": target_views})
 
 
 def test_the_products_configuration_names_this_policy():
