@@ -22,7 +22,7 @@ from mura_ray.model.inference import Precision
 from serve.access import TokenFile
 from serve.addresses import is_loopback
 from serve.api import build_api
-from serve.autoscaling import VIEWS_IN_FLIGHT, check_target
+from serve.autoscaling import VIEWS_IN_FLIGHT, check_policy
 from serve.health import Passes
 from serve.metrics import INSTRUMENTS, Metrics, Record
 from serve.model_card import read_evaluations
@@ -62,7 +62,7 @@ class EnsembleServer:
         )
         autoscaling = ray.serve.get_replica_context()._deployment_config.autoscaling_config
         if autoscaling is not None:
-            check_target(autoscaling.policy.policy_kwargs)
+            check_policy(autoscaling.policy)
         answering = _first_release().ensemble or uri
         self._passes = Passes()
         ensemble = self._passes.watched(_load(answering))

@@ -1,10 +1,9 @@
 """How many replicas the load asks for. Ray's controller runs it by value: it imports nothing of this repository."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
-from ray.serve.config import AutoscalingContext
+from ray.serve.config import AutoscalingContext, AutoscalingPolicy
 
 VIEWS_IN_FLIGHT = "mura_views_in_flight"
 """What a replica reports: views that are predicted, and those that wait for it."""
@@ -18,24 +17,34 @@ class ViewsInFlight:
     `autoscaling_config` to what this returns, and takes means over its `look_back_period_s`.
     """
 
-    def __init__(self, target_views: float) -> None:
-        """Takes the views of a replica. `check_target` looks at them: an error here would stop Ray's controller."""
-        self._target_views = target_views
+    def __init__(self, **options: Any) -> None:
+        """Takes anything, for an error here would stop Ray's controller; a replica calls `check_policy`.
+
+        Args:
+            options: `target_views`, the views of a replica.
+        """
+        self._options = options
 
     def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, float]]:
         """How many replicas there should be, and no state."""
         reported = (context.aggregated_metrics or {}).get(VIEWS_IN_FLIGHT)
         if not reported:  # replicas that start have said nothing yet
             return context.target_num_replicas, {}
-        return sum(reported.values()) / self._target_views, {}
+        return sum(reported.values()) / self._options["target_views"], {}
 
 
-def check_target(policy_kwargs: Mapping[str, Any]) -> None:
-    """To be called by a replica before it reports anything.
+def check_policy(policy: AutoscalingPolicy) -> None:
+    """To be called by a replica before it reports anything; policies other than `ViewsInFlight` pass.
 
     Raises:
-        ValueError: `target_views` is no number above 0.
+        ValueError: `policy_kwargs` is not one number above 0, `target_views`.
     """
-    target = policy_kwargs.get("target_views", 1)
-    if not isinstance(target, int | float) or not (math.isfinite(target) and target > 0):
-        raise ValueError(f"autoscaling_config.policy: target_views is {target!r}; pass a number above 0")
+    if policy.policy_function != f"{__name__}:{ViewsInFlight.__name__}":
+        return
+    options = policy.policy_kwargs
+    target = options.get("target_views")
+    is_number = isinstance(target, int | float) and math.isfinite(target) and target > 0
+    if not is_number or len(options) > 1:
+        raise ValueError(
+            f"autoscaling_config.policy: policy_kwargs is {options!r}; give target_views alone, a number above 0"
+        )

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ray.serve._private.config import DeploymentConfig
 from ray.serve.schema import ServeDeploySchema
 
 from mura_ray.model import ensemble as ensemble_module
@@ -102,7 +103,7 @@ class TestRefuseOpenAddress:
 def start(monkeypatch):
     """Starts a replica as Ray does, with this `user_config`; gives it and the URIs that it loaded."""
 
-    def started(user_config, predictor=MeanGray):
+    def started(user_config, predictor=MeanGray, autoscaling=None):
         loaded = []
 
         def load(uri):
@@ -111,7 +112,8 @@ def start(monkeypatch):
                 raise ValueError(f"no ensemble: {uri}")
             return predictor()
 
-        context = SimpleNamespace(_deployment_config=SimpleNamespace(user_config=user_config))
+        config = DeploymentConfig(user_config=user_config, autoscaling_config=autoscaling)
+        context = SimpleNamespace(_deployment_config=config)
         client = SimpleNamespace(http_config=SimpleNamespace(host="127.0.0.1"))
         monkeypatch.setattr(app.ray.serve, "get_replica_context", lambda: context)
         monkeypatch.setattr(app, "_get_global_client", lambda: client)
@@ -134,6 +136,11 @@ class TestReplica:
     def test_does_not_start_without_the_ensemble_that_it_should_have(self, start, config):
         with pytest.raises(ValueError, match="no ensemble: /runs/lost"):
             start(config)
+
+    def test_does_not_start_with_an_autoscaling_target_that_is_none(self, start):
+        policy = {"policy_function": "serve.autoscaling:ViewsInFlight", "policy_kwargs": {"target_view": 6}}
+        with pytest.raises(ValueError, match=r"policy_kwargs is {'target_view': 6}"):
+            start({"ensemble": "/runs/b"}, autoscaling={"policy": policy})
 
     def test_is_not_healthy_when_no_study_can_be_predicted_any_more(self, start):
         replica, _ = start({"ensemble": "/runs/b"}, Broken)

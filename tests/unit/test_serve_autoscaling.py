@@ -1,18 +1,22 @@
 import asyncio
+import re
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import yaml
-from ray.serve.config import AutoscalingConfig
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
-from serve.autoscaling import VIEWS_IN_FLIGHT, ViewsInFlight, check_target
+from serve.autoscaling import VIEWS_IN_FLIGHT, ViewsInFlight, check_policy
 from serve.decoding import Upload
 from serve.limits import Limits
 from serve.metrics import Metrics
 from serve.prediction import Answers
 from tests.serving import CONFIG
 from tests.unit.api_client import LEFT, Blocked, Broken
+
+POLICY = "serve.autoscaling:ViewsInFlight"
+OTHER_KEYS = [{}, {"target_view": 6}, {"target_views": 6, "replicas": 2}]
 
 
 def context(metrics: dict[str, dict[str, float]], target: int = 1) -> Any:
@@ -21,7 +25,7 @@ def context(metrics: dict[str, dict[str, float]], target: int = 1) -> Any:
 
 def desired(*views: float, target_views: float = 12) -> float:
     replicas = {f"replica-{place}": number for place, number in enumerate(views)}
-    return ViewsInFlight(target_views)(context({VIEWS_IN_FLIGHT: replicas}))[0]
+    return ViewsInFlight(target_views=target_views)(context({VIEWS_IN_FLIGHT: replicas}))[0]
 
 
 def test_as_many_replicas_as_the_views_in_flight_ask_for():
@@ -33,19 +37,32 @@ def test_as_many_replicas_as_the_views_in_flight_ask_for():
 
 
 def test_it_changes_nothing_before_a_replica_has_reported():
-    assert ViewsInFlight(12)(context({}, target=3)) == (3, {})
-    assert ViewsInFlight(12)(context({"other": {"a": 1.0}}, target=2)) == (2, {})
+    assert ViewsInFlight(target_views=12)(context({}, target=3)) == (3, {})
+    assert ViewsInFlight(target_views=12)(context({"other": {"a": 1.0}}, target=2)) == (2, {})
 
 
-@pytest.mark.parametrize("target_views", [0, -1, float("nan"), float("inf"), "six"])
-def test_a_target_that_is_no_positive_number_is_refused(target_views: Any):
-    with pytest.raises(ValueError, match="target_views is"):
-        check_target({"target_views": target_views})
+@pytest.mark.parametrize(
+    "options", [{"target_views": value} for value in (0, -1, float("nan"), float("inf"), "six", None)] + OTHER_KEYS
+)
+def test_options_that_are_no_positive_target_are_refused_by_the_replica_only(options: dict[str, Any]):
+    ViewsInFlight(**options)
+    with pytest.raises(ValueError, match=re.escape(f"policy_kwargs is {options!r}; give target_views alone")):
+        check_policy(AutoscalingPolicy(policy_function=POLICY, policy_kwargs=options))
+
+
+def test_other_policies_have_options_of_their_own():
+    check_policy(AutoscalingPolicy())
+    check_policy(
+        AutoscalingPolicy(
+            policy_function="ray.serve.autoscaling_policy:default_autoscaling_policy", policy_kwargs={"a": 1}
+        )
+    )
 
 
 def test_the_products_configuration_names_this_policy():
     (application,) = yaml.safe_load(CONFIG.read_text())["applications"]
     config = AutoscalingConfig(**application["deployments"][0]["autoscaling_config"])
+    check_policy(config.policy)
     policy = config.policy.get_policy()(**config.policy.policy_kwargs)  # as Ray's controller gets it, by value
     assert policy(context({VIEWS_IN_FLIGHT: {"a": 18.0}})) == (3, {})
 
