@@ -64,6 +64,7 @@ def _train(arguments: argparse.Namespace) -> None:
     check_trackers(track)
     config = parse_settings(arguments.settings, TrialConfig, "--set")
     recovery = parse_settings(arguments.recovery, Recovery, "--recovery")
+    name = check_name(arguments.name)
     with ray_session():
         cluster = cluster_capacity()
         gpus = arguments.gpus_per_worker
@@ -77,9 +78,9 @@ def _train(arguments: argparse.Namespace) -> None:
         except ValidationError as error:
             raise ValueError(explain(error)) from error
         _check_capacity(resources, cluster)
-        spec = run_spec(check_name(arguments.name), config, data, None, resources, recovery)
+        spec = run_spec(name, config, data, None, resources, recovery)
         steps = read_manifest(data).splits["train"].num_images // config.batch_size
-        print(f"run {arguments.name}: {resources.workers} worker(s), {config.epochs} epochs of {steps} steps")
+        print(f"run {name}: {resources.workers} worker(s), {config.epochs} epochs of {steps} steps")
         print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         home = store.join(runs, spec.trial)
         check_claim(home, RUN_FILE, spec, same=("config", "data_id"))

@@ -1,6 +1,7 @@
 """`python -m mura_ray.tune`: searches the settings and keeps the lowest validation losses as the ensemble."""
 
 import argparse
+from contextlib import ExitStack
 from pathlib import Path
 
 import yaml
@@ -12,7 +13,7 @@ from mura_ray.distributed.faults import ERROR_FILE, first_line, read_errors
 from mura_ray.distributed.naming import check_name
 from mura_ray.distributed.session import cluster_capacity, ray_session
 from mura_ray.distributed.space import Space, read_space, trial_config
-from mura_ray.distributed.sweep import Plan, Sweep, check_sweep, describe_sweep, plan_sweep, run_sweep
+from mura_ray.distributed.sweep import Plan, Sweep, check_sweep, describe_sweep, is_searched, plan_sweep, run_sweep
 from mura_ray.distributed.trackers import TRACK, TRACKERS, check_trackers, open_trackers, parse_trackers
 from mura_ray.distributed.watch import PAGE_FILE
 from mura_ray.model.ensemble import read_description
@@ -56,13 +57,16 @@ def _tune(arguments: argparse.Namespace) -> None:
     space = read_space(arguments.space, cli.assignments(arguments.settings, "--set"))
     track = parse_trackers(arguments.track)
     check_trackers(track)
-    with ray_session(worker_logs=False):  # the table of trials tells what they do
-        _convert_once(data, trial_config(space, {}).image_size, arguments)
-        name = check_name(arguments.name or f"{Path(arguments.space).stem}-{read_manifest(data).id[:8]}")
-        sweep = describe_sweep(name, space, data)
-        check_sweep(sweep, runs)
-        plan = plan_sweep(sweep, cluster_capacity())
-        _print_plan(sweep, plan)
+    _convert_once(data, trial_config(space, {}).image_size, arguments)
+    name = check_name(arguments.name or f"{Path(arguments.space).stem}-{read_manifest(data).id[:8]}")
+    sweep = describe_sweep(name, space, data)
+    check_sweep(sweep, runs)
+    plan = None
+    with ExitStack() as cluster:
+        if arguments.dry_run or not is_searched(sweep, runs):
+            cluster.enter_context(ray_session(worker_logs=False))  # the table of trials tells what they do
+            plan = plan_sweep(sweep, cluster_capacity())
+            _print_plan(sweep, plan)
         if arguments.dry_run:
             return
         trackers = open_trackers(track, name)

@@ -118,12 +118,17 @@ def check_sweep(sweep: Sweep, runs: str) -> None:
     check_claim(store.join(runs, sweep.name), SWEEP_FILE, sweep, same=("space", "data_id"))
 
 
-def run_sweep(sweep: Sweep, plan: Plan, runs: str, trackers: Sequence[Tracker] = ()) -> str:
+def is_searched(sweep: Sweep, runs: str) -> bool:
+    """Whether a search has its ensemble."""
+    return store.exists(store.join(_ensemble_of(sweep, runs), "ensemble.json"))
+
+
+def run_sweep(sweep: Sweep, plan: Plan | None, runs: str, trackers: Sequence[Tracker] = ()) -> str:
     """Runs a search, or continues it where one of the same name was interrupted, and writes its ensemble and its page.
 
     Args:
         sweep: what to search, which `check_sweep` has passed.
-        plan: how, on this cluster.
+        plan: how, on this cluster; None for what `is_searched`: its page and trackers hear of the end once more.
         runs: URI under which `<name>/` is written.
         trackers: to be told of the trials, besides TensorBoard.
 
@@ -133,13 +138,15 @@ def run_sweep(sweep: Sweep, plan: Plan, runs: str, trackers: Sequence[Tracker] =
     Raises:
         ValueError: the search was interrupted; too few trials were eligible.
     """
-    home = store.join(runs, sweep.name)
-    ensemble = store.join(home, "ensemble")
-    view = SweepView(home, sweep.name, sweep.space, sweep.data, trackers)
+    view = SweepView(store.join(runs, sweep.name), sweep.name, sweep.space, sweep.data, trackers)
     with Watch(view.look, trackers):
-        if not store.exists(store.join(ensemble, "ensemble.json")):
+        if plan is not None:
             _search(sweep, plan, runs)
-    return ensemble
+    return _ensemble_of(sweep, runs)
+
+
+def _ensemble_of(sweep: Sweep, runs: str) -> str:
+    return store.join(runs, sweep.name, "ensemble")
 
 
 def _search(sweep: Sweep, plan: Plan, runs: str) -> None:
@@ -159,7 +166,7 @@ def _search(sweep: Sweep, plan: Plan, runs: str) -> None:
         )
     members = choose_members(eligible_candidates(results, home), sweep.space.ensemble_size)
     write_ensemble(
-        store.join(home, "ensemble"),
+        _ensemble_of(sweep, runs),
         [
             MemberSource(
                 trial=member.trial,

@@ -1,6 +1,9 @@
 """The network: DenseNet-169 with one output (paper, section 3.1), and the weights that training starts from.
 
 Parameter names are torchvision's. Knows nothing of losses, optimisers or ensembles.
+
+Torchvision is imported where a network is made: its import takes seconds, for it imports torch's compiler, and the
+processes that only watch over trials, two for each, need neither.
 """
 
 import hashlib
@@ -16,14 +19,12 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import nn
-from torchvision.models import DenseNet169_Weights, densenet169
 
 from mura_ray import store
 from mura_ray.model.cam import class_activation_map
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-IMAGENET_URL = DenseNet169_Weights.IMAGENET1K_V1.url
 
 
 class AbnormalityNet(nn.Module):
@@ -37,6 +38,8 @@ class AbnormalityNet(nn.Module):
     std: torch.Tensor
 
     def __init__(self) -> None:
+        from torchvision.models import densenet169
+
         super().__init__()
         body = densenet169(num_classes=1)
         self.features = body.features
@@ -107,7 +110,7 @@ def prepare_initial_weights(spec: str, runs: str) -> str | None:
     if spec == "imagenet":
         uri = store.join(runs, "weights", "densenet169-imagenet.safetensors")
         if not store.exists(uri):
-            store.write_bytes(uri, safetensors.torch.save(_body_weights(_fetch_imagenet(), IMAGENET_URL)))
+            store.write_bytes(uri, safetensors.torch.save(_body_weights(_fetch_imagenet(), imagenet_url())))
         return uri
     if Path(spec).suffix not in (".safetensors", ".pth", ".pt"):
         raise ValueError(f"initial_weights {spec!r}: pass imagenet, random, or a .safetensors, .pth or .pt file")
@@ -194,20 +197,28 @@ def _body_weights(tensors: Mapping[str, torch.Tensor], origin: str) -> dict[str,
     return {name: found[name].to(tensor.dtype).contiguous() for name, tensor in expected.items()}
 
 
+def imagenet_url() -> str:
+    """Where torchvision's DenseNet-169 weights of ImageNet lie."""
+    from torchvision.models import DenseNet169_Weights
+
+    return DenseNet169_Weights.IMAGENET1K_V1.url
+
+
 def _fetch_imagenet() -> dict[str, torch.Tensor]:
-    name = Path(urlparse(IMAGENET_URL).path).name
+    url = imagenet_url()
+    name = Path(urlparse(url).path).name
     sha256_prefix = name.removesuffix(".pth").rsplit("-", 1)[1]
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     try:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(IMAGENET_URL, str(path), hash_prefix=sha256_prefix)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256_prefix)
         content = path.read_bytes()
     except (OSError, RuntimeError) as error:
         raise ValueError(
-            f"cannot fetch the ImageNet weights from {IMAGENET_URL}: {error}. On a machine without network put that "
+            f"cannot fetch the ImageNet weights from {url}: {error}. On a machine without network put that "
             f"file at {path}, or set initial_weights to a file of DenseNet-169 weights, or to random"
         ) from error
     if not hashlib.sha256(content).hexdigest().startswith(sha256_prefix):
-        raise ValueError(f"{path} is not the file at {IMAGENET_URL} (its sha256 differs): remove it and run again")
+        raise ValueError(f"{path} is not the file at {url} (its sha256 differs): remove it and run again")
     return read_tensors(content, str(path))

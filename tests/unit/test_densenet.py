@@ -202,10 +202,11 @@ def test_imagenet_is_fetched_once(
     published = tmp_path / "published"
     torch.save(old_names(imagenet_like.state_dict()), published)
     digest = hashlib.sha256(published.read_bytes()).hexdigest()
-    monkeypatch.setattr(densenet, "IMAGENET_URL", f"https://example.org/models/densenet169-{digest[:8]}.pth")
+    url = f"https://example.org/models/densenet169-{digest[:8]}.pth"
+    monkeypatch.setattr(densenet, "imagenet_url", lambda: url)
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
     uri = prepare_initial_weights("imagenet", str(tmp_path / "runs"))
-    assert fetched == [(densenet.IMAGENET_URL, digest[:8])]
+    assert fetched == [(url, digest[:8])]
     next(hub.iterdir()).unlink()
     assert prepare_initial_weights("imagenet", str(tmp_path / "runs")) == uri
     assert len(fetched) == 1

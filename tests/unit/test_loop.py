@@ -1,11 +1,13 @@
 """The loop on a network of a few weights, without BatchNorm, so that numbers can be compared exactly."""
 
+import multiprocessing
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+import torch._inductor.config
 import torch.distributed as dist
 import torch.multiprocessing
 from torch import nn
@@ -51,6 +53,7 @@ def train_two_epochs(run: loop.Run) -> dict[str, Any]:
 
 
 def _worker(rank: int, world_size: int, port: int, folder: str, compiled: str) -> None:
+    torch._inductor.config.compile_threads = 1  # no pool of processes in each worker
     dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
     config = TrialConfig.model_validate(CONFIG.model_dump() | {"compile": compiled})
     torch.save(train_two_epochs(make_run(config, rank, world_size)), f"{folder}/{rank}.pt")
@@ -59,12 +62,13 @@ def _worker(rank: int, world_size: int, port: int, folder: str, compiled: str) -
 
 @pytest.mark.parametrize(("world_size", "compiled"), [(2, "none"), (3, "none"), (2, "kernels")])
 def test_the_number_of_workers_changes_neither_weights_nor_losses(
-    tmp_path: Path, world_size: int, compiled: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, world_size: int, compiled: str
 ) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")  # no pool of processes in each worker
     expected = train_two_epochs(make_run())
-    port = free_port()
-    torch.multiprocessing.spawn(_worker, (world_size, port, str(tmp_path), compiled), nprocs=world_size)  # pyright: ignore
+    multiprocessing.set_forkserver_preload(["torchvision.models"])  # no more: FFCV starts threads, which do not fork
+    torch.multiprocessing.start_processes(  # pyright: ignore[reportPrivateImportUsage]
+        _worker, (world_size, free_port(), str(tmp_path), compiled), world_size, start_method="forkserver"
+    )
     for rank in range(world_size):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert np.allclose(found["losses"], expected["losses"], rtol=1e-5)
