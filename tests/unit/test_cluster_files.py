@@ -105,6 +105,12 @@ def test_local_file_is_valid() -> None:
     assert "RAY_AUTH_MODE=token" in config["setup_commands"][0]
 
 
+def test_no_cluster_reports_its_use_to_rays_makers() -> None:
+    for name in ("gpu.yaml", "local.yaml"):
+        assert "--disable-usage-stats" in read(name)["head_start_ray_commands"][-1]
+    assert "RAY_USAGE_STATS_ENABLED=0\n" in (CLUSTER / "Dockerfile").read_text()
+
+
 def test_image() -> None:
     dockerfile = (CLUSTER / "Dockerfile").read_text()
     config = read("gpu.yaml")
