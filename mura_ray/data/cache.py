@@ -65,13 +65,19 @@ def local_split(
     folder.mkdir(parents=True, exist_ok=True)
     key = hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest()[:16]
     copy = _Copy(folder, f"{split}-{key}")
-    with copy.lock.open("w") as lock:  # the lock ends with the process, however that ends
+    with copy.lock.open("w") as lock:  # locks end with the process, however that ends
         fcntl.flock(lock, fcntl.LOCK_SH)
-        while not copy.is_sound():  # an eviction may come between the two locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not copy.is_sound():
+        while not copy.is_sound():
+            # Whoever makes the copy keeps it for hours: the others must let go before, and wait by another lock.
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            with copy.making.open("w") as making:
+                fcntl.flock(making, fcntl.LOCK_EX)
+                fcntl.flock(lock, fcntl.LOCK_SH)
+                if copy.is_sound():
+                    break
+                fcntl.flock(lock, fcntl.LOCK_EX)
                 _make(copy, data, shards, progress)
-            fcntl.flock(lock, fcntl.LOCK_SH)
+            fcntl.flock(lock, fcntl.LOCK_SH)  # an eviction may come between the two locks
         os.utime(copy.seal)
         yield copy.path
 
@@ -84,9 +90,10 @@ def file_sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class _Copy:
-    """The files of one copy: the images, the seal (size and hash; its age is that of the last use), the lock.
+    """The files of one copy: the images, the seal (size and hash; its age is that of the last use), two locks.
 
-    Whoever reads the images holds the lock shared, whoever makes or removes them alone. The lock's file stays.
+    Whoever reads the images holds `lock` shared, whoever makes or removes them alone; `making` is held by the one that
+    is to make them. The locks' files stay.
     """
 
     folder: Path
@@ -103,6 +110,10 @@ class _Copy:
     @property
     def lock(self) -> Path:
         return self.folder / f"{self.name}.lock"
+
+    @property
+    def making(self) -> Path:
+        return self.folder / f"{self.name}.making.lock"
 
     def is_sound(self) -> bool:
         """Whether the images are there and what was sealed; the hash runs at memory speed."""

@@ -15,15 +15,25 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
 
+from mura_ray.config import TrialConfig
 from mura_ray.data import phantom
-from mura_ray.data.loader import global_order
+from mura_ray.data.cache import local_split
+from mura_ray.data.loader import SplitLoader, global_order
 from mura_ray.data.manifest import read_manifest, read_table
+from mura_ray.domain import weights_matrix
+from mura_ray.model.densenet import build_network
+from mura_ray.ports import free_port
+from mura_ray.training import loop
 from tests.ray_nodes import TOKEN, three_nodes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
-BATCH, EPOCHS, INTERVAL = 6, 2, 4
+BATCH, EPOCHS, INTERVAL, WORKERS = 6, 2, 4, 2
+SETTINGS = {"image_size": 64, "initial_weights": "random", "batch_size": BATCH}
 
 
 def samples_of(folder: Path) -> Path:
@@ -39,9 +49,8 @@ class Training:
         self.home, self._samples = folder / "run", samples_of(folder)
         self._log = folder / "log"
         arguments = [sys.executable, "-m", "mura_ray.train", "--data", data, "--runs", str(folder), "--name", "run"]
-        arguments += ["--workers", "2", f"--recovery=checkpoint_steps={INTERVAL}", *options]
-        settings = ("image_size=64", "initial_weights=random", f"epochs={epochs}", f"batch_size={BATCH}")
-        arguments += [f"--set={setting}" for setting in settings]
+        arguments += ["--workers", f"{WORKERS}", f"--recovery=checkpoint_steps={INTERVAL}", *options]
+        arguments += [f"--set={name}={value}" for name, value in {**SETTINGS, "epochs": epochs}.items()]
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
                 arguments, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
@@ -57,7 +66,7 @@ class Training:
             rows += [{**json.loads(line), "pid": pid} for line in lines]
         return sorted(rows, key=lambda row: row["time"])
 
-    def wait_for(self, epoch: int, batch: int, after_s: float = 0, workers: int = 2) -> dict[str, Any]:
+    def wait_for(self, epoch: int, batch: int, after_s: float = 0, workers: int = WORKERS) -> dict[str, Any]:
         """The first step of that epoch from that batch on, on so many workers, later than a time."""
         deadline = time.monotonic() + 400
         while time.monotonic() < deadline:
@@ -85,9 +94,39 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder / "shards")
 
 
+def train_without_ray(rank: int, port: int, data: str, folder: str) -> None:
+    """A worker of the same training, in a process of its own; leaves what its epochs came to."""
+    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=WORKERS)
+    config = TrialConfig.model_validate({**SETTINGS, "epochs": EPOCHS})
+
+    def open_split(path: Path, size: int, shuffle: bool) -> SplitLoader:
+        return SplitLoader(path, batch_size=size, rank=rank, world_size=WORKERS, shuffle=shuffle, seed=config.seed)
+
+    weights = torch.from_numpy(weights_matrix(read_manifest(data).class_weights))
+    with local_split(data, "train") as train, local_split(data, "valid") as valid:
+        loaders = open_split(train, BATCH, True), open_split(valid, loop.VALIDATION_BATCH, False)
+        run = loop.prepare_run(config, build_network(None, config.seed), *loaders, weights, torch.device("cpu"))
+        rows = []
+        while not loop.is_complete(run):
+            epoch = run.progress.epochs_done + 1
+            rows.append({"epoch": epoch, "train_loss": loop.train_epoch(run, epoch), "val_loss": loop.validate(run)})
+            loop.finish_epoch(run, epoch, rows[-1]["val_loss"])
+        for loader in loaders:
+            loader.close()
+    Path(folder, f"{rank}.json").write_text(json.dumps(rows))
+    dist.destroy_process_group()
+
+
 @pytest.fixture(scope="module")
 def undisturbed(data: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return Training(data, tmp_path_factory.mktemp("undisturbed")).end()
+    """The epochs of a training that nothing can befall: on as many workers, without Ray."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    torch.multiprocessing.spawn(  # pyright: ignore[reportPrivateImportUsage]
+        train_without_ray, (free_port(), data, str(folder)), nprocs=WORKERS
+    )
+    first, second = (json.loads((folder / f"{rank}.json").read_text()) for rank in range(WORKERS))
+    assert first == second
+    return first
 
 
 def assert_same_epochs(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:

@@ -2,10 +2,12 @@ import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier, get_ident, local
 
 import numpy as np
 import pytest
 
+from mura_ray.data import cache
 from mura_ray.data.cache import file_sha256, local_split
 from mura_ray.data.manifest import Manifest, Shard, Split, write_manifest
 from mura_ray.data.shards import read_facts, write_shard
@@ -45,6 +47,28 @@ def test_all_shards_of_a_split_become_one_file_made_once(data: Path, tmp_path: P
     (data / "train/shard-00000.beton").unlink()  # not needed again
     assert path_of(data, cache) == path
     assert (path.stat().st_ino, path.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+def test_workers_that_find_nothing_at_the_same_moment_have_the_copy_at_the_same_time(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, looked, have_it = cache._Copy.is_sound, Barrier(2, timeout=60), Barrier(2, timeout=60)
+    made, first = [], local()
+
+    def look_together(copy: cache._Copy) -> bool:
+        found = look(copy)
+        if not hasattr(first, "done"):
+            first.done = looked.wait()
+        return found
+
+    def work(_: int) -> None:
+        with local_split(str(data), "train", cache=tmp_path / "cache", progress=lambda *_: made.append(get_ident())):
+            have_it.wait()  # as workers do, who train together
+
+    monkeypatch.setattr(cache._Copy, "is_sound", look_together)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(work, range(2)))
+    assert len(set(made)) == 1
 
 
 def test_the_environment_names_the_folder(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
