@@ -1,10 +1,10 @@
-"""A Ray cluster of several nodes on this machine, in a process of its own, that asks for a token."""
+"""Ray clusters on this machine, each in a process of its own, that ask for a token."""
 
 import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
 
@@ -23,6 +23,29 @@ for line in sys.stdin:  # nodes can be added from the main thread only
     print("done", flush=True)
 cluster.shutdown()
 """
+
+
+ONE_NODE = "import ray, sys; print(ray.init(address='local').address_info['gcs_address'], flush=True); sys.stdin.read()"
+
+
+@contextlib.contextmanager
+def one_node(variables: Mapping[str, str]) -> Iterator[str]:
+    """A cluster with this machine's CPUs and these environment variables, for commands that join it. Gives its address.
+
+    It outlives the commands that are killed on it.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", ONE_NODE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        text=True, start_new_session=True, env={**os.environ, **TOKEN, **variables},
+    )  # fmt: skip
+    assert process.stdin
+    assert process.stdout
+    try:
+        yield process.stdout.readline().strip()
+    finally:
+        process.stdin.close()
+        process.wait(timeout=60)
+        process.stdout.close()
 
 
 @contextlib.contextmanager

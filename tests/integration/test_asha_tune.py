@@ -60,7 +60,11 @@ def test_tune_itself_stops_the_same_trials_after_the_same_reports(
             ray.tune.with_resources(trainable, {"memory": 1}),
             param_space={"index": ray.tune.grid_search(list(range(NUM_TRIALS)))},
             tune_config=ray.tune.TuneConfig(
-                metric="val_loss", mode="min", scheduler=scheduler(space), max_concurrent_trials=SLOTS
+                metric="val_loss",
+                mode="min",
+                scheduler=scheduler(space),
+                max_concurrent_trials=SLOTS,
+                reuse_actors=True,
             ),
             run_config=ray.tune.RunConfig(storage_path=str(tmp_path), verbose=0, callbacks=[Reports(file)]),
         ).fit()

@@ -23,6 +23,7 @@ import pytest
 from mura_ray import s3, store
 from mura_ray.data import phantom
 from mura_ray.data.cache import local_split
+from tests.ray_nodes import TOKEN, one_node
 from tests.s3_server import BUCKET, Fault, Proxy, Request, environment, get_folder, plain_client, put_folder, s3_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -52,7 +53,7 @@ class Place:
 
     def __init__(self, proxy: Proxy, url: str, folder: Path) -> None:
         self.proxy, self.url, self.folder = proxy, url, folder
-        self.environment = {**environment(url), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
+        self.environment = {**environment(url), **TOKEN}
 
     def start_convert(self, dest: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
@@ -68,26 +69,6 @@ class Place:
         return get_folder(self.proxy.upstream, dest)
 
 
-@contextlib.contextmanager
-def ray_cluster(variables: dict[str, str]) -> Iterator[str]:
-    """A cluster that outlives the drivers killed on it. Gives its address."""
-    script = (
-        "import ray, sys; print(ray.init(address='local').address_info['gcs_address'], flush=True); sys.stdin.read()"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        text=True, env={**os.environ, **variables}, start_new_session=True,
-    )  # fmt: skip
-    assert process.stdin
-    assert process.stdout
-    try:
-        yield process.stdout.readline().strip()
-    finally:
-        process.stdin.close()
-        process.wait(timeout=60)
-        process.stdout.close()
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     folder = tmp_path_factory.mktemp("faults")
@@ -97,7 +78,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         proxy = Proxy(server)
         with proxy.running() as url:
             place = Place(proxy, url, folder)
-            with ray_cluster(place.environment) as address:
+            with one_node(place.environment) as address:
                 place.environment["RAY_ADDRESS"] = address
                 yield place
 

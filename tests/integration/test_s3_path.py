@@ -24,6 +24,7 @@ from mura_ray.data.manifest import read_manifest
 from mura_ray.domain import weights_matrix
 from mura_ray.model.checkpoint import load_network, read_meta
 from mura_ray.model.loss import weighted_bce_sum
+from tests.ray_nodes import TOKEN, one_node
 from tests.s3_server import BUCKET, Proxy, environment, get_folder, list_folder, plain_client, put_folder, s3_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -47,17 +48,17 @@ def losses_of(log: bytes) -> list[float]:
 
 
 class Place:
-    """The bucket behind its proxy, and a folder of this machine with the same radiographs."""
+    """The bucket behind its proxy, a folder of this machine with the same radiographs, and a cluster that sees both."""
 
-    def __init__(self, proxy: Proxy, url: str, folder: Path) -> None:
-        self.proxy, self.url, self.folder = proxy, url, folder
+    def __init__(self, proxy: Proxy, folder: Path, variables: dict[str, str]) -> None:
+        self.proxy, self.folder, self._variables = proxy, folder, variables
         self.server = proxy.upstream  # for what the tests ask themselves: it is not counted
 
     def command(self, module: str, *arguments: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", f"mura_ray.{module}", *arguments],
             capture_output=True, text=True, timeout=timeout, cwd=self.folder,
-            env={**os.environ, **environment(self.url), "MURA_CACHE": str(self.folder / f"cache-{module}")},
+            env={**os.environ, **self._variables, "MURA_CACHE": str(self.folder / f"cache-{module}")},
         )  # fmt: skip
 
 
@@ -69,7 +70,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         put_folder(server, folder / "source", "source")
         proxy = Proxy(server)
         with proxy.running() as url:
-            yield Place(proxy, url, folder)
+            variables = {**environment(url), **TOKEN}
+            with one_node({**variables, "MURA_CACHE": str(folder / "cache")}) as address:
+                yield Place(proxy, folder, {**variables, "RAY_ADDRESS": address})
 
 
 @pytest.fixture(scope="module")
