@@ -23,6 +23,7 @@ from mura_ray.dicom import SIGNATURE_BYTES, Radiograph, is_dicom, read_radiograp
 from mura_ray.domain import STUDY_TYPES, StudyPrediction
 from mura_ray.model.ensemble import Ensemble, EnsembleDescription
 from mura_ray.render.overlay import encode_png, overlay
+from mura_ray.scratch import scratch_folder
 
 EPILOG = """example:
   python -m mura_ray.predict --ensemble runs/first/ensemble --source radiographs --out predictions
@@ -313,7 +314,7 @@ def _new_folder(uri: str, last: str) -> Iterator[Path]:
         last: the file that is written last there: with it, all the others are there.
     """
     if store.is_s3(uri):
-        with tempfile.TemporaryDirectory(prefix="mura-predict-") as folder:
+        with tempfile.TemporaryDirectory(dir=scratch_folder()) as folder:
             yield Path(folder)
             files = sorted(store.list_files(folder), key=lambda file: file == last)
             try:

@@ -17,6 +17,7 @@ from mura_ray.config import Settings
 from mura_ray.data.manifest import Shard
 from mura_ray.dicom import read_radiograph
 from mura_ray.domain import STUDY_TYPES, Study, View
+from mura_ray.scratch import scratch_folder
 
 WORK = "_work"
 """Folder in the data set's, for what an unfinished conversion keeps."""
@@ -156,7 +157,7 @@ def _write_shard(job: ShardJob, stored: Sequence[SourceImage], pixels: np.ndarra
         return None
     from mura_ray.data import shards  # here, because it imports torch: the driver, which imports this module, need not
 
-    with tempfile.TemporaryDirectory(prefix="mura-shard-") as folder:  # FFCV's writer wants a file
+    with tempfile.TemporaryDirectory(dir=scratch_folder()) as folder:  # FFCV's writer wants a file
         path = Path(folder, store.name(job.key))
         shards.write_shard(
             path,

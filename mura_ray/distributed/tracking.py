@@ -19,6 +19,7 @@ from mura_ray.config import TrialConfig
 from mura_ray.data.cache import Progress as CopyProgress
 from mura_ray.data.loader import Batch
 from mura_ray.distributed.faults import ERROR_FILE, TrialFailedError
+from mura_ray.scratch import scratch_folder
 from mura_ray.training.loop import OnBatch
 
 EPOCHS_FILE = "epochs.jsonl"
@@ -177,7 +178,7 @@ class EpochLog(ray.train.UserCallback):
         """Adds the last epoch to the TensorBoard log; in S3, where nothing can be added to a file, writes it anew."""
         folder = store.join(self._folder, "tensorboard")
         if store.is_s3(folder):
-            with tempfile.TemporaryDirectory() as local:
+            with tempfile.TemporaryDirectory(dir=scratch_folder()) as local:
                 with SummaryWriter(local) as writer:
                     for row in rows:
                         _add_scalars(writer, row)

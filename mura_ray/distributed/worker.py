@@ -32,6 +32,7 @@ from mura_ray.distributed.tracking import copy_printer, is_epoch, step_printer
 from mura_ray.domain import weights_matrix
 from mura_ray.model.checkpoint import CheckpointMeta, load_network, load_state, save_checkpoint
 from mura_ray.model.densenet import build_network
+from mura_ray.scratch import scratch_folder
 from mura_ray.training import loop
 
 LOOK_EVERY_S = "0.5"
@@ -268,7 +269,7 @@ def _report(spec: RunSpec, run: loop.Run, metrics: dict[str, Any], *, wait: bool
     is_first = ray.train.get_context().get_world_rank() == 0
     if is_first:
         _wait_until_stored()
-        directory = tempfile.mkdtemp(prefix="mura-checkpoint-")  # removed by Ray, after the upload
+        directory = tempfile.mkdtemp(dir=scratch_folder())  # removed by Ray, after the upload
         meta = CheckpointMeta(
             trial=spec.trial,
             epoch=metrics["epoch"],
