@@ -18,7 +18,7 @@ class ViewsInFlight:
     """
 
     def __init__(self, **options: Any) -> None:
-        """Takes anything, for an error here would stop Ray's controller; a replica calls `check_policy`.
+        """Takes anything: an error here, or later, would stop Ray's controller. What is wrong, `check_policy` says.
 
         Args:
             options: `target_views`, the views of a replica.
@@ -26,11 +26,17 @@ class ViewsInFlight:
         self._options = options
 
     def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, float]]:
-        """How many replicas there should be, and no state."""
+        """How many replicas there should be, and no state; as many as before while nothing can be said."""
         reported = (context.aggregated_metrics or {}).get(VIEWS_IN_FLIGHT)
-        if not reported:  # replicas that start have said nothing yet
+        target = self._options.get("target_views")
+        # Replicas that start have said nothing yet; those that run let a wrong target pass when only it is changed.
+        if not reported or not _is_target(target):
             return context.target_num_replicas, {}
-        return sum(reported.values()) / self._options["target_views"], {}
+        return sum(reported.values()) / target, {}
+
+
+def _is_target(views: Any) -> bool:
+    return isinstance(views, int | float) and math.isfinite(views) and views > 0
 
 
 def check_policy(policy: AutoscalingPolicy) -> None:
@@ -39,12 +45,10 @@ def check_policy(policy: AutoscalingPolicy) -> None:
     Raises:
         ValueError: `policy_kwargs` is not one number above 0, `target_views`.
     """
-    if policy.policy_function != f"{__name__}:{ViewsInFlight.__name__}":
+    if str(policy.policy_function).replace(":", ".") != f"{__name__}.{ViewsInFlight.__name__}":
         return
     options = policy.policy_kwargs
-    target = options.get("target_views")
-    is_number = isinstance(target, int | float) and math.isfinite(target) and target > 0
-    if not is_number or len(options) > 1:
+    if not _is_target(options.get("target_views")) or len(options) > 1:
         raise ValueError(
             f"autoscaling_config.policy: policy_kwargs is {options!r}; give target_views alone, a number above 0"
         )

@@ -41,7 +41,9 @@ def one_node(variables: Mapping[str, str]) -> Iterator[str]:
     assert process.stdin
     assert process.stdout
     try:
-        yield process.stdout.readline().strip()
+        address = process.stdout.readline().strip()
+        assert address, "no cluster"
+        yield address
     finally:
         process.stdin.close()
         process.wait(timeout=60)

@@ -12,11 +12,13 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import xxhash
 
@@ -30,6 +32,9 @@ Progress = Callable[[int, int], None]
 
 SHARDS_AT_ONCE = 3
 """Each is held in memory, 128 MiB at most, until its hash is verified."""
+
+LET_GO_WITHIN_S = 300.0
+"""How long whoever is to make a copy waits for the others that look at it: for their hash of a large file."""
 
 _READ_BYTES = 16 * 2**20
 _logger = logging.getLogger(__name__)
@@ -53,8 +58,8 @@ def local_split(
         A file for `SplitLoader`, whose content was verified by this call.
 
     Raises:
-        ValueError: the data set has no such split, a shard of it is missing or damaged, or there is no room for the
-            copy.
+        ValueError: the data set has no such split, a shard of it is missing or damaged, there is no room for the copy,
+            or the one that is there was damaged while others use it.
         StorageError: a shard cannot be read.
     """
     manifest = read_manifest(data)
@@ -75,7 +80,7 @@ def local_split(
                 fcntl.flock(lock, fcntl.LOCK_SH)
                 if copy.is_sound():
                     break
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                _lock_alone(copy, lock)
                 _make(copy, data, shards, progress)
             fcntl.flock(lock, fcntl.LOCK_SH)  # an eviction may come between the two locks
         os.utime(copy.seal)
@@ -139,6 +144,24 @@ def _fast_hash(path: Path) -> str:
         while num_bytes := file.readinto(buffer):
             hasher.update(memoryview(buffer)[:num_bytes])
     return hasher.hexdigest()
+
+
+def _lock_alone(copy: _Copy, lock: TextIO) -> None:
+    """Locks a copy that is to be made, once the others that look at it, and find it unsound too, have let go.
+
+    Raises:
+        ValueError: some do not: they use a copy that has become unsound under them.
+    """
+    deadline = time.monotonic() + LET_GO_WITHIN_S
+    while True:
+        with suppress(BlockingIOError):
+            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if time.monotonic() > deadline:
+            raise ValueError(
+                f"the copy {copy.path} is not what was sealed, and other runs use it: end them, or set MURA_CACHE to "
+                "another folder"
+            )
+        time.sleep(0.05)
 
 
 def _make(copy: _Copy, data: str, shards: Sequence[Shard], progress: Progress | None) -> None:

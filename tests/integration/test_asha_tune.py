@@ -35,6 +35,7 @@ def test_tune_itself_stops_the_same_trials_after_the_same_reports(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", "0")
+    monkeypatch.setenv("TUNE_FUNCTION_THREAD_TIMEOUT_S", "60")  # for a stopped trial to leave its actor to the next
     rng = random.Random(1)
     losses = [[rng.uniform(0.3, 1) / epoch**0.2 for epoch in range(1, 1 + EPOCHS)] for _ in range(NUM_TRIALS)]
     space = benchmark_space(SEARCH, NUM_TRIALS, seed=0).model_copy(

@@ -122,7 +122,7 @@ def undisturbed(data: str, tmp_path_factory: pytest.TempPathFactory) -> list[dic
     """The epochs of a training that nothing can befall: on as many workers, without Ray."""
     folder = tmp_path_factory.mktemp("undisturbed")
     torch.multiprocessing.spawn(  # pyright: ignore[reportPrivateImportUsage]
-        train_without_ray, (free_port(), data, str(folder)), nprocs=WORKERS
+        train_without_ray, (free_port(), data, str(folder)), nprocs=WORKERS, daemon=True
     )
     first, second = (json.loads((folder / f"{rank}.json").read_text()) for rank in range(WORKERS))
     assert first == second

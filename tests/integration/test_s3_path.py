@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -86,6 +87,7 @@ def shards(place: Place) -> str:
 
 @pytest.fixture(scope="module")
 def searched(place: Place, shards: str) -> str:
+    shutil.rmtree(place.folder / "cache", ignore_errors=True)
     (place.folder / "space.yaml").write_text(yaml.safe_dump(SPACE))
     options = ["--space", "space.yaml", "--data", shards, "--runs", s3("runs"), "--name", "search"]
     done = place.command("tune", *options)
@@ -102,6 +104,7 @@ def test_the_data_set_is_that_of_the_same_radiographs_in_a_folder(place: Place, 
 @pytest.fixture(scope="module")
 def trained(place: Place, shards: str) -> str:
     """What a run on two workers, each a group of its own, printed."""
+    shutil.rmtree(place.folder / "cache", ignore_errors=True)
     place.proxy.requests.clear()
     options = ["--data", shards, "--runs", s3("runs"), "--workers", "2", "--name", "pair"]
     settings = ("image_size=64", "initial_weights=random", "epochs=1", "batch_size=6")

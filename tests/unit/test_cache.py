@@ -71,6 +71,17 @@ def test_workers_that_find_nothing_at_the_same_moment_have_the_copy_at_the_same_
     assert len(set(made)) == 1
 
 
+def test_a_copy_that_is_damaged_while_it_is_used_is_told_of(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "LET_GO_WITHIN_S", 0.2)
+    with local_split(str(data), "train", cache=tmp_path / "cache") as path:
+        path.write_bytes(b"damaged")
+        with pytest.raises(ValueError, match=f"{path} is not what was sealed, and other runs use it: end them"):
+            path_of(data, tmp_path / "cache")
+    assert read_facts(path_of(data, tmp_path / "cache")).num_images == 5
+
+
 def test_the_environment_names_the_folder(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MURA_CACHE", str(tmp_path / "elsewhere"))
     with local_split(str(data), "train") as path:

@@ -106,9 +106,12 @@ def test_local_file_is_valid() -> None:
 
 
 def test_no_cluster_reports_its_use_to_rays_makers() -> None:
+    nowhere = "RAY_USAGE_STATS_REPORT_URL=http://127.0.0.1:9/"  # Ray would report even that reports are off
     for name in ("gpu.yaml", "local.yaml"):
-        assert "--disable-usage-stats" in read(name)["head_start_ray_commands"][-1]
-    assert "RAY_USAGE_STATS_ENABLED=0\n" in (CLUSTER / "Dockerfile").read_text()
+        (command,) = [line for line in read(name)["head_start_ray_commands"] if "ray start" in line]
+        assert "--disable-usage-stats" in command
+        assert f"export {nowhere}; ray start" in command
+    assert f" RAY_USAGE_STATS_ENABLED=0 {nowhere}\n" in (CLUSTER / "Dockerfile").read_text()
 
 
 def test_image() -> None:

@@ -1,6 +1,8 @@
 import hashlib
 import re
 import shutil
+import subprocess
+import sys
 import urllib.error
 from pathlib import Path
 
@@ -219,3 +221,8 @@ def test_imagenet_file_with_another_hash_is_refused(tmp_path: Path, hub: Path):
     (hub / "densenet169-b2777c0a.pth").write_bytes(b"half a download")
     with pytest.raises(ValueError, match=r"its sha256 differs.*remove it"):
         prepare_initial_weights("imagenet", str(tmp_path / "runs"))
+
+
+def test_what_watches_over_trials_imports_no_torchvision():
+    check = "import sys, mura_ray.distributed.sweep; sys.exit('torchvision' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0

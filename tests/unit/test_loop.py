@@ -1,6 +1,5 @@
 """The loop on a network of a few weights, without BatchNorm, so that numbers can be compared exactly."""
 
-import multiprocessing
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,25 +51,35 @@ def train_two_epochs(run: loop.Run) -> dict[str, Any]:
     return {"losses": losses, "weight": run.network.layer.weight.detach().clone()}  # pyright: ignore
 
 
-def _worker(rank: int, world_size: int, port: int, folder: str, compiled: str) -> None:
+WORKERS = {"2 workers": (2, "none"), "3 workers": (3, "none"), "2 workers, compiled": (2, "kernels")}
+
+
+def _worker(rank: int, ports: list[int], folder: str) -> None:
+    """All trainings of `WORKERS`, one after the other, in the same processes: importing torch takes longest."""
     torch._inductor.config.compile_threads = 1  # no pool of processes in each worker
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
-    config = TrialConfig.model_validate(CONFIG.model_dump() | {"compile": compiled})
-    torch.save(train_two_epochs(make_run(config, rank, world_size)), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    for port, (name, (world_size, compiled)) in zip(ports, WORKERS.items(), strict=True):
+        if rank >= world_size:
+            continue
+        dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+        config = TrialConfig.model_validate(CONFIG.model_dump() | {"compile": compiled})
+        torch.save(train_two_epochs(make_run(config, rank, world_size)), f"{folder}/{name} {rank}.pt")
+        dist.destroy_process_group()
 
 
-@pytest.mark.parametrize(("world_size", "compiled"), [(2, "none"), (3, "none"), (2, "kernels")])
-def test_the_number_of_workers_changes_neither_weights_nor_losses(
-    tmp_path: Path, world_size: int, compiled: str
-) -> None:
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with what each worker of each training ended with."""
+    folder = tmp_path_factory.mktemp("trained")
+    arguments = [free_port() for _ in WORKERS], str(folder)
+    torch.multiprocessing.spawn(_worker, arguments, nprocs=3, daemon=True)  # pyright: ignore[reportPrivateImportUsage]
+    return folder
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_the_number_of_workers_changes_neither_weights_nor_losses(trained: Path, name: str) -> None:
     expected = train_two_epochs(make_run())
-    multiprocessing.set_forkserver_preload(["torchvision.models"])  # no more: FFCV starts threads, which do not fork
-    torch.multiprocessing.start_processes(  # pyright: ignore[reportPrivateImportUsage]
-        _worker, (world_size, free_port(), str(tmp_path), compiled), world_size, start_method="forkserver"
-    )
-    for rank in range(world_size):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    for rank in range(WORKERS[name][0]):
+        found = torch.load(trained / f"{name} {rank}.pt", weights_only=True)
         assert np.allclose(found["losses"], expected["losses"], rtol=1e-5)
         assert torch.allclose(found["weight"], expected["weight"], atol=1e-5)
 

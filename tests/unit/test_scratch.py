@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -62,18 +63,19 @@ def test_what_a_killed_process_left_goes_with_the_next_and_what_is_in_use_stays(
     assert [path.name for path in tmp_path.iterdir()] == ["mura-scratch-elsewhere"]
 
 
+@pytest.mark.parametrize("before", [(scratch.os, "open"), (scratch.fcntl, "flock")], ids=["opened", "locked"])
 def test_a_folder_taken_for_left_over_before_it_was_locked_is_not_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: tuple[Any, str]
 ) -> None:
-    lock, removed = scratch.fcntl.flock, []
+    do, removed = getattr(*before), []
 
-    def too_late(file: int, kind: int) -> None:
+    def too_late(*arguments: Any) -> Any:
         if not removed:
             removed.append(next(tmp_path.iterdir()))
             removed[0].rmdir()
-        lock(file, kind)
+        return do(*arguments)
 
-    monkeypatch.setattr(scratch.fcntl, "flock", too_late)
+    monkeypatch.setattr(*before, too_late)
     folder = scratch._locked_folder()
     assert folder.exists()
     assert folder not in removed

@@ -15,7 +15,6 @@ from serve.prediction import Answers
 from tests.serving import CONFIG
 from tests.unit.api_client import LEFT, Blocked, Broken
 
-POLICY = "serve.autoscaling:ViewsInFlight"
 OTHER_KEYS = [{}, {"target_view": 6}, {"target_views": 6, "replicas": 2}]
 
 
@@ -44,10 +43,15 @@ def test_it_changes_nothing_before_a_replica_has_reported():
 @pytest.mark.parametrize(
     "options", [{"target_views": value} for value in (0, -1, float("nan"), float("inf"), "six", None)] + OTHER_KEYS
 )
-def test_options_that_are_no_positive_target_are_refused_by_the_replica_only(options: dict[str, Any]):
-    ViewsInFlight(**options)
+@pytest.mark.parametrize("policy", ["serve.autoscaling:ViewsInFlight", "serve.autoscaling.ViewsInFlight"])
+def test_options_that_are_no_positive_target_are_refused_by_the_replica(policy: str, options: dict[str, Any]):
     with pytest.raises(ValueError, match=re.escape(f"policy_kwargs is {options!r}; give target_views alone")):
-        check_policy(AutoscalingPolicy(policy_function=POLICY, policy_kwargs=options))
+        check_policy(AutoscalingPolicy(policy_function=policy, policy_kwargs=options))
+
+
+@pytest.mark.parametrize("options", [{"target_views": 0}, {"target_views": "six"}, {"target_view": 6}, {}])
+def test_rays_controller_goes_on_with_wrong_options(options: dict[str, Any]):
+    assert ViewsInFlight(**options)(context({VIEWS_IN_FLIGHT: {"a": 18.0}}, target=2)) == (2, {})
 
 
 def test_other_policies_have_options_of_their_own():
