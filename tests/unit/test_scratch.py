@@ -71,11 +71,13 @@ def test_a_folder_taken_for_left_over_before_it_was_locked_is_not_used(
 
     def too_late(*arguments: Any) -> Any:
         if not removed:
-            removed.append(next(tmp_path.iterdir()))
-            removed[0].rmdir()
+            removed.extend(tmp_path.glob(f"{scratch.PREFIX}*"))
+            for folder in removed:
+                folder.rmdir()
         return do(*arguments)
 
     monkeypatch.setattr(*before, too_late)
     folder = scratch._locked_folder()
     assert folder.exists()
+    assert removed
     assert folder not in removed
