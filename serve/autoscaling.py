@@ -28,7 +28,7 @@ class ViewsInFlight:
     def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, float]]:
         """How many replicas there should be, and no state; as many as before while nothing can be said."""
         reported = (context.aggregated_metrics or {}).get(VIEWS_IN_FLIGHT)
-        target = self._options.get("target_views")
+        target: Any = self._options.get("target_views")
         # Replicas that start have said nothing yet; those that run let a wrong target pass when only it is changed.
         if not reported or not _is_target(target):
             return context.target_num_replicas, {}
