@@ -16,7 +16,8 @@ PREFIX = "mura-scratch-"
 def scratch_folder() -> Path:
     """This process's own, on the disk of the system's temporary files; the first call makes it.
 
-    It goes when the process ends. What a killed process left goes when another one on this machine makes its own.
+    It goes when the process ends. What a killed process left goes when another one on this machine makes its own;
+    Ray kills its workers when it has done with them.
     """
     _remove_left_over(Path(tempfile.gettempdir()))
     folder = _locked_folder()

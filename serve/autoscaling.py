@@ -1,6 +1,8 @@
 """How many replicas the load asks for. Ray's controller runs it by value: it imports nothing of this repository."""
 
+import logging
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from ray.serve.config import AutoscalingContext, AutoscalingPolicy
@@ -18,37 +20,37 @@ class ViewsInFlight:
     """
 
     def __init__(self, **options: Any) -> None:
-        """Takes anything: an error here, or later, would stop Ray's controller. What is wrong, `check_policy` says.
+        """Takes anything: an error here, or later, would stop Ray's controller, which logs what is wrong instead.
 
         Args:
             options: `target_views`, the views of a replica.
         """
-        self._options = options
+        fault = _fault(options)
+        self._target = None if fault else options["target_views"]
+        if fault:  # where only the options of replicas that run are changed, no replica looks at them
+            logging.getLogger("ray.serve").error("%s; the number of replicas stays as it is", fault)
 
     def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, float]]:
         """How many replicas there should be, and no state; as many as before while nothing can be said."""
         reported = (context.aggregated_metrics or {}).get(VIEWS_IN_FLIGHT)
-        target: Any = self._options.get("target_views")
-        # Replicas that start have said nothing yet; those that run let a wrong target pass when only it is changed.
-        if not reported or not _is_target(target):
+        if self._target is None or not reported:  # replicas that start have said nothing yet
             return context.target_num_replicas, {}
-        return sum(reported.values()) / target, {}
-
-
-def _is_target(views: Any) -> bool:
-    return isinstance(views, int | float) and math.isfinite(views) and views > 0
+        return sum(reported.values()) / self._target, {}
 
 
 def check_policy(policy: AutoscalingPolicy) -> None:
-    """To be called by a replica before it reports anything; policies other than `ViewsInFlight` pass.
+    """To be called by a replica that starts; policies other than `ViewsInFlight` pass.
 
     Raises:
         ValueError: `policy_kwargs` is not one number above 0, `target_views`.
     """
-    if str(policy.policy_function).replace(":", ".") != f"{__name__}.{ViewsInFlight.__name__}":
-        return
-    options = policy.policy_kwargs
-    if not _is_target(options.get("target_views")) or len(options) > 1:
-        raise ValueError(
-            f"autoscaling_config.policy: policy_kwargs is {options!r}; give target_views alone, a number above 0"
-        )
+    is_ours = str(policy.policy_function).replace(":", ".") == f"{__name__}.{ViewsInFlight.__name__}"
+    if is_ours and (fault := _fault(policy.policy_kwargs)):
+        raise ValueError(fault)
+
+
+def _fault(options: Mapping[str, Any]) -> str | None:
+    target = options.get("target_views")
+    if len(options) == 1 and isinstance(target, int | float) and math.isfinite(target) and target > 0:
+        return None
+    return f"autoscaling_config.policy: policy_kwargs is {options!r}; give target_views alone, a number above 0"

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from typing import IO
 
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0123456789abcdef" * 4}
 
@@ -29,25 +30,32 @@ ONE_NODE = "import ray, sys; print(ray.init(address='local').address_info['gcs_a
 
 
 @contextlib.contextmanager
-def one_node(variables: Mapping[str, str]) -> Iterator[str]:
-    """A cluster with this machine's CPUs and these environment variables, for commands that join it. Gives its address.
-
-    It outlives the commands that are killed on it.
-    """
+def _running(script: str, variables: Mapping[str, str]) -> Iterator[tuple[IO[str], IO[str]]]:
+    """A process with a cluster, which ends when its standard input does. Gives that and its standard output."""
     process = subprocess.Popen(
-        [sys.executable, "-c", ONE_NODE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         text=True, start_new_session=True, env={**os.environ, **TOKEN, **variables},
     )  # fmt: skip
     assert process.stdin
     assert process.stdout
     try:
-        address = process.stdout.readline().strip()
-        assert address, "no cluster"
-        yield address
+        yield process.stdin, process.stdout
     finally:
         process.stdin.close()
         process.wait(timeout=60)
         process.stdout.close()
+
+
+@contextlib.contextmanager
+def one_node(variables: Mapping[str, str]) -> Iterator[str]:
+    """A cluster with this machine's CPUs and these environment variables, for commands that join it. Gives its address.
+
+    It outlives the commands that are killed on it.
+    """
+    with _running(ONE_NODE, variables) as (_, output):
+        address = output.readline().strip()
+        assert address, "no cluster"
+        yield address
 
 
 @contextlib.contextmanager
@@ -57,24 +65,12 @@ def three_nodes(**variables: str) -> Iterator[tuple[str, list[str], Callable[[st
     Gives its address, the nodes' ids, the head's first, and a way to "remove" the last node (as a power cut would) and
     to "add" one.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        text=True, start_new_session=True, env={**os.environ, **TOKEN, **variables},
-    )  # fmt: skip
-    assert process.stdin
-    assert process.stdout
+    with _running(CLUSTER, variables) as (stdin, output):
 
-    def tell(what: str) -> None:
-        assert process.stdin
-        assert process.stdout
-        process.stdin.write(f"{what}\n")
-        process.stdin.flush()
-        assert process.stdout.readline() == "done\n"
+        def tell(what: str) -> None:
+            stdin.write(f"{what}\n")
+            stdin.flush()
+            assert output.readline() == "done\n"
 
-    try:
-        address, *node_ids = process.stdout.readline().split()
+        address, *node_ids = output.readline().split()
         yield address, node_ids, tell
-    finally:
-        process.stdin.close()
-        process.wait(timeout=60)
-        process.stdout.close()

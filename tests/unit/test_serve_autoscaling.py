@@ -1,4 +1,5 @@
 import asyncio
+import logging
 import re
 from types import SimpleNamespace
 from typing import Any, cast
@@ -50,8 +51,14 @@ def test_options_that_are_no_positive_target_are_refused_by_the_replica(policy: 
 
 
 @pytest.mark.parametrize("options", [{"target_views": 0}, {"target_views": "six"}, {"target_view": 6}, {}])
-def test_rays_controller_goes_on_with_wrong_options(options: dict[str, Any]):
-    assert ViewsInFlight(**options)(context({VIEWS_IN_FLIGHT: {"a": 18.0}}, target=2)) == (2, {})
+def test_rays_controller_logs_wrong_options_and_goes_on(options: dict[str, Any], caplog: pytest.LogCaptureFixture):
+    serve_log = logging.getLogger("ray.serve")  # Ray keeps its records from the root logger
+    serve_log.addHandler(caplog.handler)
+    try:
+        assert ViewsInFlight(**options)(context({VIEWS_IN_FLIGHT: {"a": 18.0}}, target=2)) == (2, {})
+    finally:
+        serve_log.removeHandler(caplog.handler)
+    assert f"policy_kwargs is {options!r}; give target_views alone" in caplog.text
 
 
 def test_other_policies_have_options_of_their_own():
